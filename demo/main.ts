@@ -1,0 +1,149 @@
+/**
+ * npm run demo: a private PostgreSQL, the sandbox broadcast service and the daemon, each a real process; sample
+ * broadcasts enqueued by plain INSERTs; their progress until they are done. Stays up until Ctrl-C (with --once it ends
+ * by itself, 0 only if every job completed) and leaves nothing behind. DATABASE_URL and BROADCAST_SERVICE_URL replace
+ * the private parts when set.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createWriteStream } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import pg from 'pg';
+import { freePort, startServer } from '../test/support/server.js';
+import { insertSamples } from './samples.js';
+import { type JobRow, Screen } from './screen.js';
+
+const GIVE_UP_AFTER_MS = 120_000;
+const LOOK_EVERY_MS = 200;
+const program = fileURLToPath(new URL('../dist/main.js', import.meta.url));
+const untilDone = process.argv.includes('--once');
+const say = (line: string) => void process.stdout.write(`${line}\n`);
+/** What to take down again, last first. */
+const cleanup: (() => Promise<unknown>)[] = [];
+const stop = new AbortController();
+for (const name of ['SIGINT', 'SIGTERM'] as const) process.on(name, () => stop.abort());
+
+try {
+  process.exitCode = await demo();
+} catch (error) {
+  if (!stop.signal.aborted) {
+    say(`The demo failed: ${error instanceof Error ? error.message : String(error)}`);
+    process.exitCode = 1;
+  }
+} finally {
+  for (const step of cleanup.reverse()) await step().catch(() => {});
+}
+
+async function demo(): Promise<number> {
+  const folder = await mkdtemp(join(tmpdir(), 'broadcastd-demo-'));
+  cleanup.push(() => rm(folder, { recursive: true, force: true }));
+
+  const databaseUrl = process.env.DATABASE_URL ?? (await privateDatabase());
+  const serviceUrl = process.env.BROADCAST_SERVICE_URL ?? (await sandboxService(databaseUrl));
+  const port = await freePort();
+  const log = join(folder, 'daemon.log');
+  await run(['start'], /broadcastd started/, log, {
+    DATABASE_URL: databaseUrl,
+    BROADCAST_SERVICE_URL: serviceUrl,
+    PORT: String(port),
+    // A minute between attempts is right for a broadcast and long for a demo.
+    RETRY_BASE_DELAY_MS: process.env.RETRY_BASE_DELAY_MS ?? '2000',
+  });
+  say(`The daemon runs; its API is at http://127.0.0.1:${port} and its log in ${log}`);
+
+  const client = new pg.Client({ connectionString: databaseUrl });
+  await client.connect();
+  cleanup.push(() => client.end());
+  const ids = await insertSamples(client, process.env.BROADCAST_SERVICE_URL ? null : serviceUrl, say);
+  const allCompleted = await watch(client, ids);
+
+  if (!untilDone && !stop.signal.aborted) {
+    say('\nStill up. Try it from another terminal:');
+    say(`  psql '${databaseUrl}' -c "INSERT INTO broadcast_queue_jobs (job_type, job_data)`);
+    say(`    VALUES ('send_broadcast', '{\\"broadcast_id\\": 99}')"`);
+    say(`  curl http://127.0.0.1:${port}/api/admin/queue/health`);
+    say('Ctrl-C ends it and leaves nothing behind.');
+    await new Promise<void>((resolve) => stop.signal.addEventListener('abort', () => resolve(), { once: true }));
+  }
+  return allCompleted ? 0 : 1;
+}
+
+async function privateDatabase(): Promise<string> {
+  say('Starting a private PostgreSQL …');
+  const server = await startServer();
+  cleanup.push(() => server.close());
+  return server.url;
+}
+
+async function sandboxService(databaseUrl: string): Promise<string> {
+  say('Starting the sandbox broadcast service with 2,000 users …');
+  const args = ['sandbox', '--port', '0', '--recipients', '2000', '--per-second', '1500'];
+  const line = await run(args, /listens on (http:\S+)/, null, { DATABASE_URL: databaseUrl });
+  return line[1] ?? '';
+}
+
+/** Starts the program and resolves with what it printed when that fits `ready`. Its output goes on into `log`. */
+async function run(
+  args: string[],
+  ready: RegExp,
+  log: string | null,
+  env: Record<string, string>,
+): Promise<RegExpMatchArray> {
+  const child = spawn(process.execPath, [program, ...args], {
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+    // Ctrl-C reaches the whole group; these end in their own order.
+    detached: true,
+  });
+  const file = log === null ? null : createWriteStream(log, { flags: 'a' });
+  // Taken down last first: the process, then the log it writes.
+  if (file) cleanup.push(() => new Promise((resolve) => file.end(resolve)));
+  cleanup.push(() => end(child));
+  const last: string[] = [];
+  return new Promise((resolve, reject) => {
+    for (const stream of [child.stdout, child.stderr]) {
+      createInterface({ input: stream }).on('line', (line) => {
+        file?.write(`${line}\n`);
+        last.push(line);
+        if (last.length > 10) last.shift();
+        const match = ready.exec(line);
+        if (match) resolve(match);
+      });
+    }
+    child.on('exit', (code) => reject(new Error(`broadcastd ${args[0]} ended with ${code}:\n${last.join('\n')}`)));
+  });
+}
+
+async function end(child: ChildProcess): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const exited = once(child, 'exit');
+  child.kill('SIGTERM');
+  await exited;
+}
+
+/** Shows the jobs until all have ended. @returns whether all completed */
+async function watch(client: pg.Client, ids: readonly string[]): Promise<boolean> {
+  const screen = new Screen(process.stdout);
+  const deadline = performance.now() + GIVE_UP_AFTER_MS;
+  while (true) {
+    const { rows } = await client.query<JobRow>(
+      `select job_id, job_type, queue_name, job_data, status, attempts, error_message, progress, result,
+              extract(epoch from started_at - greatest(created_at, scheduled_at))::float8 * 1000 as waited_ms,
+              extract(epoch from completed_at - started_at)::float8 * 1000 as took_ms
+       from broadcast_queue_jobs where job_id = any($1::uuid[]) order by id`,
+      [ids],
+    );
+    screen.show(rows);
+    if (stop.signal.aborted) return false;
+    const ended = rows.every(({ status }) => ['completed', 'failed', 'cancelled'].includes(status));
+    if (ended || performance.now() > deadline) {
+      screen.summary(rows);
+      return ended && rows.every(({ status }) => status === 'completed');
+    }
+    await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY_MS));
+  }
+}

@@ -1,0 +1,223 @@
+/** `broadcastd start`: wires the daemon together, runs it until it is told to stop, and takes it down in order. */
+import { EventEmitter } from 'node:events';
+import type { Logger } from 'pino';
+import { buildAdmin, type DaemonState } from '../admin/server.js';
+import { createBroadcastClient } from '../broadcast/client.js';
+import type { Config } from '../config.js';
+import { jobStore } from '../db/jobs.js';
+import { type Listener, listen } from '../db/listener.js';
+import { migrate, pendingMigrations, SchemaError } from '../db/migrate.js';
+import { openDatabase } from '../db/pool.js';
+import { jobPruner } from '../db/pruner.js';
+import { DatabaseUnavailable } from '../errors.js';
+import { registry } from '../handlers/index.js';
+import { observe } from '../observe.js';
+import { Maintenance, type Schedule } from '../queue/maintenance.js';
+import type { Events, QueueEvents, Worker } from '../queue/ports.js';
+import { QueueWorker } from '../queue/worker.js';
+
+export interface Daemon {
+  /** The API's address. */
+  readonly url: string;
+  /** For tests, which wait for what happened instead of sleeping. */
+  readonly events: Events;
+  readonly state: DaemonState;
+  /** Drains within the configured grace and closes everything. */
+  stop(): Promise<void>;
+}
+
+export interface Surroundings {
+  readonly logger: Logger;
+  readonly worker: Worker;
+  readonly random: () => number;
+  /** Makes secrets unreadable in what is written to the database. */
+  readonly masked: (text: string) => string;
+}
+
+/**
+ * @throws DatabaseUnavailable when the database cannot be reached within ten seconds, SchemaError when its schema does
+ * not fit, or the operating system's error when the API's port is taken
+ */
+export async function startDaemon(config: Config, { logger, worker, random, masked }: Surroundings): Promise<Daemon> {
+  await prepareSchema(config, logger);
+
+  const events: Events = new EventEmitter<QueueEvents>();
+  observe(events, logger);
+  const { jobs, service, schedules } = config;
+  const slots = { named: new Map(Object.entries(jobs.concurrency.named)), others: jobs.concurrency.others };
+  const database = openDatabase({
+    url: config.database.url,
+    schema: config.database.schema,
+    applicationName: `broadcastd ${worker.id}`,
+    connectionsMax: 5,
+    statementTimeoutMs: 15_000,
+  });
+  const store = jobStore(database, worker, {
+    leaseMs: jobs.leaseMs,
+    maxPayloadBytes: jobs.maxPayloadBytes,
+    ambiguous: jobs.ambiguousPolicy,
+    slots: { ...jobs.concurrency.named, '*': jobs.concurrency.others },
+    masked,
+  });
+  const client = createBroadcastClient({
+    baseUrl: service.url,
+    timeoutMs: service.timeoutMs,
+    waitSeconds: service.waitSeconds,
+    maxItems: service.maxItems,
+    secrets: service.secrets,
+    token: service.token,
+    version: worker.version,
+    connections: connectionsFor(slots),
+  });
+  const queue = new QueueWorker(
+    store,
+    {
+      handlers: registry({ completedDays: schedules.retentionDays, deadDays: schedules.deadLetterDays }, jobs.types),
+      unknown: jobs.unknown,
+      maxPayloadBytes: jobs.maxPayloadBytes,
+    },
+    { service: client, pruner: jobPruner(database) },
+    events,
+    {
+      slots,
+      leaseMs: jobs.leaseMs,
+      pollIntervalMs: jobs.pollIntervalMs,
+      random,
+      policy: {
+        retryBaseDelayMs: jobs.retryBaseDelayMs,
+        retryMaxDelayMs: jobs.retryMaxDelayMs,
+        ambiguous: jobs.ambiguousPolicy,
+      },
+    },
+  );
+  const maintenance = new Maintenance(
+    store,
+    events,
+    { leaseMs: jobs.leaseMs, schedules: schedulesOf(config), timezone: schedules.tz, random },
+    queue,
+  );
+  const listener = listen({
+    url: config.database.listenUrl ?? config.database.url,
+    channel: 'broadcast_queue',
+    applicationName: `broadcastd listen ${worker.id}`,
+    watchEveryMs: 10_000,
+    answerWithinMs: 5000,
+    random,
+  });
+  wakeOnNotifications(listener, queue, logger);
+
+  let running = false;
+  let draining = false;
+  const state: DaemonState = {
+    get running() {
+      return running;
+    },
+    get draining() {
+      return draining;
+    },
+    get activeJobs() {
+      return queue.activeJobs;
+    },
+    get listening() {
+      return listener.listening;
+    },
+    get databaseDownMs() {
+      return queue.databaseDownMs;
+    },
+  };
+  const admin = buildAdmin({
+    tokens: config.api.adminTokens,
+    state: () => state,
+    onError: (error, request) => logger.error({ ...request, error: error.message, stack: error.stack }, 'API error'),
+  });
+
+  const closeConnections = async () => {
+    await listener.close();
+    await admin.close();
+    await client.close();
+    await database.close();
+  };
+  let url: string;
+  try {
+    url = await admin.listen({ host: config.api.host, port: config.api.port });
+  } catch (error) {
+    await closeConnections();
+    throw error;
+  }
+  queue.start();
+  maintenance.start();
+  running = true;
+  logger.info({ worker: worker.id, version: worker.version, api: url, service: service.url }, 'broadcastd started');
+
+  return {
+    url,
+    events,
+    state,
+    async stop() {
+      draining = true;
+      await maintenance.stop();
+      await queue.stop(config.shutdownGraceMs);
+      await closeConnections();
+    },
+  };
+}
+
+const DATABASE_WAIT_MS = 10_000;
+
+/** Brings the schema up to date, or says why not. A database that is only just starting is waited for. */
+async function prepareSchema({ database }: Config, logger: Logger): Promise<void> {
+  const url = database.migrateUrl ?? database.url;
+  const deadline = performance.now() + DATABASE_WAIT_MS;
+  while (true) {
+    try {
+      if (database.autoMigrate) {
+        for (const name of await migrate(url, database.schema)) logger.info({ migration: name }, 'migration applied');
+        return;
+      }
+      const missing = await pendingMigrations(database.url, database.schema);
+      if (missing.length === 0) return;
+      throw new SchemaError(
+        `the schema lacks ${missing.join(', ')}: run "broadcastd migrate", or set AUTO_MIGRATE=true`,
+      );
+    } catch (error) {
+      if (!(error instanceof DatabaseUnavailable) || performance.now() > deadline) throw error;
+      logger.warn({ error: error.message }, 'the database does not answer yet');
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+  }
+}
+
+/** Enough for every slot to call at once, and a few for queues that are not named. */
+function connectionsFor(slots: { named: ReadonlyMap<string, number>; others: number }): number {
+  let sum = slots.others * 4;
+  for (const count of slots.named.values()) sum += count;
+  return Math.min(Math.max(sum, 4), 256);
+}
+
+/** Behind everything that people wait for. */
+const SCHEDULED_PRIORITY = 0;
+
+function schedulesOf({ schedules }: Config): Schedule[] {
+  const all = [
+    { name: 'process_retries', cron: schedules.retriesCron, type: 'process_retries' },
+    { name: 'cleanup_queue', cron: schedules.cleanupCron, type: 'cleanup_queue' },
+  ];
+  return all.flatMap(({ cron, ...rest }) =>
+    cron === null ? [] : [{ ...rest, cron, data: '{}', priority: SCHEDULED_PRIORITY }],
+  );
+}
+
+function wakeOnNotifications(listener: Listener, queue: QueueWorker, logger: Logger): void {
+  let deaf = false;
+  listener.events.on('notified', () => queue.wake());
+  listener.events.on('listening', () => {
+    deaf = false;
+    logger.info('listening for notifications');
+    // What was sent while nobody listened is gone.
+    queue.wake();
+  });
+  listener.events.on('deaf', (error) => {
+    if (!deaf) logger.warn({ error: error.message }, 'not listening for notifications; polling until it is again');
+    deaf = true;
+  });
+}

@@ -1,0 +1,152 @@
+/**
+ * Hears notifications, for as long as it takes. pg-listen does the listening; what it cannot be trusted with is done
+ * here: it is never allowed to reconnect by itself (it gives up, or keeps reconnecting after it was closed), and a
+ * watchdog sends a notification to itself, because a half-open socket says nothing for many minutes. On any trouble the
+ * whole subscriber is thrown away, socket included, and a new one is made.
+ */
+import { randomBytes } from 'node:crypto';
+import { EventEmitter, once } from 'node:events';
+import { Socket } from 'node:net';
+import pgListen from 'pg-listen';
+import { connectionOptions } from './pool.js';
+
+export interface ListenerSettings {
+  readonly url: string | null;
+  readonly channel: string;
+  readonly applicationName: string;
+  /** How often the watchdog looks, and how long an answer may take, in milliseconds. */
+  readonly watchEveryMs: number;
+  readonly answerWithinMs: number;
+  readonly random: () => number;
+}
+
+export interface ListenerEvents {
+  /** Listening, for the first time or again: whatever was sent meanwhile is gone, so look. */
+  listening: [];
+  notified: [];
+  /** Not listening; it goes on trying. */
+  deaf: [Error];
+}
+
+export interface Listener {
+  readonly events: EventEmitter<ListenerEvents>;
+  readonly listening: boolean;
+  close(): Promise<void>;
+}
+
+/** Starts listening in the background and never gives up until closed. */
+export function listen(settings: ListenerSettings): Listener {
+  const events = new EventEmitter<ListenerEvents>();
+  const closing = new AbortController();
+  const state = { listening: false };
+
+  const done = (async () => {
+    while (!closing.signal.aborted) {
+      try {
+        await listenOnce(settings, closing.signal, events, state);
+      } catch (error) {
+        if (closing.signal.aborted) break;
+        events.emit('deaf', error instanceof Error ? error : new Error(String(error)));
+      } finally {
+        state.listening = false;
+      }
+      await pause(RECONNECT_AFTER_MS * (0.5 + settings.random()), closing.signal);
+    }
+  })();
+
+  return {
+    events,
+    get listening() {
+      return state.listening;
+    },
+    async close() {
+      closing.abort();
+      await done;
+    },
+  };
+}
+
+const RECONNECT_AFTER_MS = 500;
+const CONNECT_WITHIN_MS = 5000;
+
+/** One subscriber's life: resolves when closing, throws when it is of no more use. */
+async function listenOnce(
+  settings: ListenerSettings,
+  closing: AbortSignal,
+  events: EventEmitter<ListenerEvents>,
+  state: { listening: boolean },
+): Promise<void> {
+  // The socket is ours, so that a half-open connection can be ended without asking it.
+  const socket = new Socket();
+  const subscriber = pgListen.default(
+    { ...connectionOptions(settings.url, settings.applicationName), stream: () => socket },
+    {
+      retryLimit: 1,
+      paranoidChecking: false,
+      parse: (payload: string) => payload,
+      serialize: (payload: string) => payload,
+    },
+  );
+  const trouble = new Promise<never>((_, reject) => subscriber.events.on('error', reject));
+  trouble.catch(() => {});
+  const echoes = new EventEmitter<{ echo: [] }>();
+  const echoChannel = `${settings.channel}_echo_${randomBytes(6).toString('hex')}`;
+  try {
+    const connected = subscriber.connect();
+    connected.catch(() => {});
+    await within(CONNECT_WITHIN_MS, 'connecting', Promise.race([connected, trouble]), closing);
+    subscriber.notifications.on(settings.channel, () => events.emit('notified'));
+    subscriber.notifications.on(echoChannel, () => echoes.emit('echo'));
+    const subscribed = Promise.all([subscriber.listenTo(settings.channel), subscriber.listenTo(echoChannel)]);
+    subscribed.catch(() => {});
+    await within(settings.answerWithinMs, 'LISTEN', Promise.race([subscribed, trouble]), closing);
+    state.listening = true;
+    events.emit('listening');
+    while (true) {
+      await Promise.race([pause(settings.watchEveryMs, closing), trouble]);
+      if (closing.aborted) return;
+      const echo = once(echoes, 'echo');
+      const sent = subscriber.notify(echoChannel);
+      sent?.catch(() => {});
+      await within(settings.answerWithinMs, 'its own notification', Promise.race([echo, trouble]), closing);
+    }
+  } finally {
+    // A polite end first; the socket goes in any case.
+    await Promise.race([subscriber.close().catch(() => {}), pause(FAREWELL_MS)]);
+    socket.destroy();
+  }
+}
+
+const FAREWELL_MS = 200;
+
+/** Resolves after `ms`, or at once when `signal` is aborted. */
+function pause(ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal?.aborted) return resolve();
+    const timer = setTimeout(end, ms);
+    signal?.addEventListener('abort', end, { once: true });
+    function end() {
+      clearTimeout(timer);
+      signal?.removeEventListener('abort', end);
+      resolve();
+    }
+  });
+}
+
+/** The promise's own end, or an error that says what took longer than `ms`. Closing ends it as well. */
+async function within<T>(ms: number, what: string, promise: Promise<T>, closing: AbortSignal): Promise<T> {
+  const over = new AbortController();
+  const stop = () => over.abort();
+  closing.addEventListener('abort', stop, { once: true });
+  try {
+    return await Promise.race([
+      promise,
+      pause(ms, over.signal).then(() => {
+        throw new Error(closing.aborted ? 'closing' : `no answer to ${what} within ${ms} ms`);
+      }),
+    ]);
+  } finally {
+    closing.removeEventListener('abort', stop);
+    stop();
+  }
+}

@@ -1,0 +1,158 @@
+#!/usr/bin/env node
+/**
+ * The composition root: the only file that reads process.*, listens to signals and knows exit codes.
+ * 0 done, 1 failed, 2 usage, 3 not found, 69 database unreachable, 78 configuration (sysexits.h).
+ */
+import { randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
+import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { sandbox } from './cli/sandbox.js';
+import { startDaemon } from './cli/start.js';
+import { loadConfig } from './config.js';
+import { migrate, SchemaError } from './db/migrate.js';
+import { ConfigError, DatabaseUnavailable } from './errors.js';
+import { createLogger, maskOf } from './logger.js';
+
+const EXIT = { failed: 1, usage: 2, database: 69, configuration: 78 } as const;
+
+const version: string = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')).version;
+const read = (path: string) => readFileSync(path, 'utf8');
+const print = (line: string) => process.stdout.write(`${line}\n`);
+const complain = (line: string) => process.stderr.write(`${line}\n`);
+
+const program = new Command('broadcastd')
+  .description('A broadcast queue for bots: a row inserted into Postgres becomes a broadcast sent.')
+  .version(version)
+  .exitOverride()
+  .configureOutput({ writeErr: (text) => process.stderr.write(text) });
+
+program
+  .command('version')
+  .description('print the version')
+  .action(() => void print(version));
+
+program
+  .command('start')
+  .description('run the worker and the API until SIGTERM or SIGINT')
+  .action(() => start());
+
+program
+  .command('migrate')
+  .description('bring the database schema up to date')
+  .action(async () => {
+    const { config, warnings } = loadConfig({ BROADCAST_SERVICE_URL: 'http://unused.invalid', ...process.env }, read);
+    for (const warning of warnings) complain(`warning: ${warning}`);
+    const { migrateUrl, url, schema } = config.database;
+    const applied = await migrate(migrateUrl ?? url, schema);
+    print(applied.length === 0 ? 'The schema is up to date.' : `Applied: ${applied.join(', ')}.`);
+  });
+
+program
+  .command('sandbox')
+  .description('run the reference broadcast service, for trying things out')
+  .option('--port <number>', 'port to listen on', integer(0, 65_535), 4000)
+  .option('--host <address>', 'address to listen on', '127.0.0.1')
+  .option('--recipients <number>', 'sample users to make when there are none', integer(0, 10_000_000), 1000)
+  .option('--level <level>', 'level of the service protocol to speak: 0 or 1', integer(0, 1), 1)
+  .option('--per-second <number>', 'messages a second', integer(1, 1_000_000))
+  .action((options: { port: number; host: string; recipients: number; level: 0 | 1; perSecond?: number }) =>
+    sandbox(process.env, { ...options, signal: stopSignal(), print }),
+  );
+
+await run();
+
+async function run(): Promise<void> {
+  try {
+    await program.parseAsync(process.argv);
+  } catch (error) {
+    process.exitCode = explain(error);
+  }
+}
+
+async function start(): Promise<void> {
+  const { config, warnings } = loadConfig(process.env, read);
+  const masked = maskOf(config);
+  const { logger, flush } = createLogger({ level: config.logLevel, pretty: process.stdout.isTTY === true, masked });
+  for (const warning of warnings) logger.warn(warning);
+  process.on('uncaughtException', (error) => {
+    // A bug; the jobs at hand are left to their leases, and whoever runs us starts us again.
+    logger.fatal({ error: error.message, stack: error.stack }, 'uncaught error: ending');
+    flush();
+    process.exit(EXIT.failed);
+  });
+  const signal = stopSignal();
+  try {
+    const daemon = await startDaemon(config, {
+      logger,
+      masked,
+      random: Math.random,
+      worker: {
+        id: `${hostname().slice(0, 40)}-${process.pid}-${randomBytes(3).toString('hex')}`,
+        version,
+        host: hostname(),
+        pid: process.pid,
+      },
+    });
+    await aborted(signal);
+    await daemon.stop();
+  } finally {
+    flush();
+  }
+}
+
+/** Fires at the first SIGTERM or SIGINT; the second ends the process at once. */
+function stopSignal(): AbortSignal {
+  const stop = new AbortController();
+  for (const name of ['SIGTERM', 'SIGINT'] as const) {
+    process.on(name, () => {
+      if (stop.signal.aborted) process.exit(EXIT.failed);
+      stop.abort();
+    });
+  }
+  return stop.signal;
+}
+
+async function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return;
+  await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
+}
+
+/** Says what happened and what to do about it. @returns the exit code */
+function explain(error: unknown): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT.usage;
+  if (error instanceof ConfigError) {
+    complain('broadcastd cannot start with this configuration:');
+    for (const fault of error.faults) complain(`  - ${fault}`);
+    return EXIT.configuration;
+  }
+  if (error instanceof DatabaseUnavailable) {
+    complain(`broadcastd cannot reach the database: ${error.message}`);
+    complain('  Check DATABASE_URL (or PGHOST, PGUSER, …) and that PostgreSQL accepts connections from here.');
+    return EXIT.database;
+  }
+  if (error instanceof SchemaError) {
+    complain(`broadcastd does not fit this database: ${error.message}`);
+    return EXIT.failed;
+  }
+  if (isPortTaken(error)) {
+    complain(
+      `broadcastd cannot listen on ${error.address}:${error.port}: it is taken. Set PORT (or --port) to another.`,
+    );
+    return EXIT.failed;
+  }
+  complain(`broadcastd failed: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
+  return EXIT.failed;
+}
+
+function isPortTaken(error: unknown): error is Error & { address: string; port: number } {
+  return error instanceof Error && 'code' in error && error.code === 'EADDRINUSE';
+}
+
+function integer(min: number, max: number) {
+  return (text: string): number => {
+    const value = Number(text);
+    if (Number.isInteger(value) && value >= min && value <= max) return value;
+    throw new InvalidArgumentError(`it must be a whole number from ${min} to ${max}`);
+  };
+}

@@ -1,0 +1,209 @@
+/**
+ * What follows from what happened: a handler's outcome or its error becomes a settlement. Pure, and the only place that
+ * knows what an error means.
+ */
+import { Interrupted, PermanentError, TransientError } from '../errors.js';
+import type { Flag, Outcome } from '../job.js';
+import type { Claim, Settlement } from './ports.js';
+
+export interface Policy {
+  readonly retryBaseDelayMs: number;
+  readonly retryMaxDelayMs: number;
+  /** What to do when a call may have been carried out though no answer came. */
+  readonly ambiguous: 'retry' | 'pause';
+}
+
+/** After so many calls, or so long, without progress a job is paused: nothing circles for ever. */
+export const STALLED_CALLS_LIMIT = 50;
+export const STALLED_TIME_LIMIT_MS = 24 * 60 * 60 * 1000;
+
+const ERROR_MESSAGE_MAX_BYTES = 2048;
+
+/**
+ * @param result what the handler returned, or what it threw
+ * @param random uniform in [0, 1)
+ */
+export function decide(
+  claim: Claim,
+  result: Outcome | Error,
+  ranMs: number,
+  policy: Policy,
+  random: () => number,
+): Settlement {
+  const settlement =
+    result instanceof Error ? fromError(claim, result, policy, random) : fromOutcome(claim, result, random);
+  return endCircling(claim, {
+    ...NOTHING,
+    id: claim.job.id,
+    leaseId: claim.leaseId,
+    ranMs,
+    ...settlement,
+    errorMessage: boundedText(settlement.errorMessage ?? null),
+    holdReason: boundedText(settlement.holdReason ?? null),
+  });
+}
+
+/**
+ * The wait before the next attempt: base × 2^(attempt − 1), at most `max`, and up to 10 % later so that jobs that
+ * failed together do not come back together. Never sooner.
+ */
+export function backoffMs(attempt: number, policy: Policy, random: () => number): number {
+  const doubled = policy.retryBaseDelayMs * 2 ** Math.min(attempt - 1, 52);
+  return later(Math.min(doubled, policy.retryMaxDelayMs), random);
+}
+
+type Decision = Partial<Settlement> & Pick<Settlement, 'status'>;
+
+const NOTHING = {
+  dueInMs: null,
+  attempts: 'keep',
+  errorCode: null,
+  errorMessage: null,
+  httpStatus: null,
+  result: null,
+  progress: null,
+  nextCursor: null,
+  holdReason: null,
+  pausedFrom: null,
+  previousFailure: null,
+  flags: [],
+  stalled: false,
+  unstarted: false,
+  raiseEpochAbove: null,
+  record: null,
+} as const satisfies Partial<Settlement>;
+
+function fromOutcome(claim: Claim, outcome: Outcome, random: () => number): Decision {
+  switch (outcome.kind) {
+    case 'done':
+      return {
+        status: 'completed',
+        result: outcome.result,
+        progress: outcome.progress ?? null,
+        flags: outcome.flags ?? [],
+      };
+    case 'continue': {
+      const progressed = (outcome.progress?.processed ?? 0) > claim.processed;
+      return {
+        status: 'processing',
+        dueInMs: outcome.delayMs,
+        attempts: progressed ? 'reset' : 'refund',
+        progress: outcome.progress ?? null,
+        nextCursor: outcome.cursor,
+        stalled: !progressed,
+      };
+    }
+    case 'hold':
+      return {
+        status: 'retry',
+        dueInMs: later(Math.max(outcome.delayMs, 1000), random),
+        attempts: 'refund',
+        progress: outcome.progress ?? null,
+        nextCursor: outcome.cursor ?? null,
+        holdReason: outcome.reason,
+        stalled: true,
+        record: 'held',
+      };
+    case 'cancel':
+      return {
+        status: 'cancelled',
+        errorCode: 'cancelled',
+        errorMessage: outcome.reason,
+        record: 'cancelled',
+      };
+  }
+}
+
+function fromError(claim: Claim, error: Error, policy: Policy, random: () => number): Decision {
+  if (error instanceof Interrupted) return handBack(claim, error);
+  if (error instanceof PermanentError) {
+    return {
+      status: 'failed',
+      errorCode: error.code,
+      errorMessage: error.message,
+      httpStatus: error.httpStatus ?? null,
+      flags: error.code === 'incomplete' ? ['incomplete'] : [],
+      record: 'failed',
+    };
+  }
+  // Anything unforeseen is the daemon's own fault: it costs an attempt, never a broadcast.
+  const failure =
+    error instanceof TransientError
+      ? error
+      : new TransientError(`internal error: ${error.name}: ${error.message}`, { code: 'internal' });
+  return fromTransient(claim, failure, policy, random);
+}
+
+function fromTransient(claim: Claim, error: TransientError, policy: Policy, random: () => number): Decision {
+  const { attempt, maxAttempts, type } = claim.job;
+  const about = {
+    errorCode: error.code,
+    errorMessage: error.message,
+    httpStatus: error.httpStatus ?? null,
+    previousFailure: error.code,
+    flags: (error.ambiguous ? ['possible_duplicate'] : []) satisfies Flag[],
+    stalled: true,
+    raiseEpochAbove: error.raiseEpochAbove ?? null,
+  } as const;
+
+  if (error.ambiguous && policy.ambiguous === 'pause' && type.startsWith('send_')) {
+    const reason = `the service may have carried it out: ${error.message}; resume it to call again, or cancel it`;
+    return { ...about, status: 'paused', pausedFrom: 'pending', holdReason: reason, record: 'paused' };
+  }
+  if (error.cost === 'free') {
+    const wait = error.retryAfterMs ?? policy.retryBaseDelayMs;
+    return { ...about, status: 'retry', dueInMs: later(wait, random), attempts: 'refund', record: 'waiting' };
+  }
+  const limit = Math.min(maxAttempts, error.attemptLimit ?? maxAttempts);
+  const spent = attempt >= limit;
+  if (spent && error.cost === 'attempt') {
+    return { ...about, status: 'failed', record: 'failed' };
+  }
+  const wait = Math.max(backoffMs(attempt, policy, random), later(error.retryAfterMs ?? 0, random));
+  return { ...about, status: 'retry', dueInMs: wait, attempts: spent ? 'refund' : 'keep', record: 'retry' };
+}
+
+/** Cut short by a shutdown, or by a lease that ran out before the call: due now, nothing consumed. */
+function handBack(claim: Claim, error: Interrupted): Decision {
+  const sliced = claim.job.step.seq > 0;
+  return {
+    status: sliced ? 'processing' : 'pending',
+    dueInMs: sliced ? 0 : null,
+    attempts: 'refund',
+    previousFailure: error.requestWritten ? error.reason : claim.job.step.previousFailure,
+    flags: error.requestWritten ? ['possible_duplicate'] : [],
+    stalled: error.requestWritten,
+    unstarted: claim.first && !error.requestWritten,
+    record: error.requestWritten ? 'handed_back' : null,
+  };
+}
+
+function endCircling(claim: Claim, settlement: Settlement): Settlement {
+  if (!settlement.stalled || settlement.status === 'failed' || settlement.status === 'paused') return settlement;
+  const calls = claim.stalledCalls + 1;
+  if (calls < STALLED_CALLS_LIMIT && claim.stalledForMs < STALLED_TIME_LIMIT_MS) return settlement;
+  const hours = Math.floor(claim.stalledForMs / 3_600_000);
+  const last = settlement.errorMessage ?? settlement.holdReason ?? 'the cursor did not move on';
+  return {
+    ...settlement,
+    status: 'paused',
+    pausedFrom: settlement.status === 'processing' ? 'processing' : 'retry',
+    holdReason: boundedText(`no progress in ${calls} calls over ${hours} h; the last: ${last}`),
+    record: 'paused',
+  };
+}
+
+/** Up to a tenth later, at most a minute. */
+function later(ms: number, random: () => number): number {
+  return ms + Math.min(ms * 0.1, 60_000) * random();
+}
+
+/** One line, no control characters, 2 KiB of UTF-8 at most. */
+function boundedText(text: string | null): string | null {
+  if (text === null) return null;
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is taken out
+  const line = text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, ' ');
+  if (Buffer.byteLength(line) <= ERROR_MESSAGE_MAX_BYTES) return line;
+  const cut = Buffer.from(line).subarray(0, ERROR_MESSAGE_MAX_BYTES - 3);
+  return `${new TextDecoder().decode(cut, { stream: true })}…`;
+}

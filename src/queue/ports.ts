@@ -1,0 +1,132 @@
+/**
+ * What the queue core asks of the world, and what it tells the world. The database answers `Store`; observe.ts and the
+ * tests listen to the events. The core imports no driver, no logger and no HTTP.
+ */
+import type { EventEmitter } from 'node:events';
+import type { Flag, Job, Progress } from '../job.js';
+
+/** A job just claimed: what its handler sees, and what only the core needs. Durations in milliseconds. */
+export interface Claim {
+  readonly job: Job;
+  readonly leaseId: string;
+  /** Never called before. */
+  readonly first: boolean;
+  /** Its `expires_at` passed before the first call. */
+  readonly expired: boolean;
+  /** Size of the payload when it was over the limit and therefore not fetched, else null. */
+  readonly oversizeBytes: number | null;
+  /** `processed` as last recorded. */
+  readonly processed: number;
+  readonly stalledCalls: number;
+  readonly stalledForMs: number;
+  /** From the moment it was due until now. */
+  readonly waitedMs: number;
+}
+
+/** What becomes of a job: one value that one fenced statement applies. */
+export interface Settlement {
+  readonly id: string;
+  readonly leaseId: string;
+  readonly status: 'completed' | 'failed' | 'retry' | 'processing' | 'pending' | 'cancelled' | 'paused';
+  /** Due this long after the database's now; null: not a matter of time. */
+  readonly dueInMs: number | null;
+  /** What happens to the count of attempts that the claim raised. */
+  readonly attempts: 'keep' | 'refund' | 'reset';
+  readonly errorCode: string | null;
+  readonly errorMessage: string | null;
+  readonly httpStatus: number | null;
+  /** JSON text. */
+  readonly result: string | null;
+  readonly progress: Progress | null;
+  /** The next step begins at this cursor; null: the step stays as it is. */
+  readonly nextCursor: string | null;
+  readonly holdReason: string | null;
+  /** With status `paused`: where a resume leads back to. */
+  readonly pausedFrom: 'retry' | 'pending' | 'processing' | null;
+  readonly previousFailure: string | null;
+  readonly flags: readonly Flag[];
+  /** This call made no progress. */
+  readonly stalled: boolean;
+  /** Handed back before its first call: it has not started after all. */
+  readonly unstarted: boolean;
+  readonly raiseEpochAbove: number | null;
+  /** The word under which the attempt is written into the history; null: the row says it all. */
+  readonly record: string | null;
+  readonly ranMs: number;
+}
+
+/** `already`: an earlier try of this very settlement had arrived, only its answer was lost. */
+export type SettleAnswer = 'settled' | 'already' | 'lost';
+
+export interface Worker {
+  readonly id: string;
+  readonly version: string;
+  readonly host: string;
+  readonly pid: number;
+}
+
+/** A job that the reaper took from a holder that stopped renewing. */
+export interface Reaped {
+  readonly jobId: string;
+  readonly type: string;
+  readonly status: string;
+  readonly workerId: string;
+}
+
+/** Every method is one statement with a deadline, and throws DatabaseUnavailable when the database is. */
+export interface Store {
+  /**
+   * Claims due jobs, highest priority first, then earliest due, then lowest id.
+   * @param leaseId made by the caller, so that a claim whose answer was lost can be released by its name
+   * @param free free slots by queue; `others` for each queue not named
+   * @returns the jobs in that order, and in how many milliseconds the next one is due (null: none known)
+   */
+  claim(
+    leaseId: string,
+    free: ReadonlyMap<string, number>,
+    others: number,
+  ): Promise<{ claims: Claim[]; nextDueMs: number | null }>;
+  /**
+   * Applies settlements, each only if its lease is still held, and forgets the leases named.
+   * @returns an answer for each, in order
+   * @throws DataRefused when the database refuses a value in one of them; then none is applied
+   */
+  settle(settlements: readonly Settlement[], finishedLeases: readonly string[]): Promise<SettleAnswer[]>;
+  /** Says that this worker lives, renews its leases, and returns the ids of the jobs it still holds. */
+  beat(leases: ReadonlyMap<string, readonly string[]>): Promise<ReadonlySet<string>>;
+  /** Hands back, unstarted and free of charge, whatever these leases hold. */
+  release(leaseIds: readonly string[]): Promise<number>;
+  /** Takes jobs from expired leases; `nextExpiryMs` until the next known lease expires, null: none. */
+  reap(): Promise<{ reaped: Reaped[]; nextExpiryMs: number | null }>;
+  /** Enqueues the schedule's job for this tick, unless this tick was used or the last job still lives. */
+  tick(schedule: { name: string; type: string; data: string; priority: number }, tick: Date): Promise<boolean>;
+  /** Strikes this worker off the list. */
+  leave(): Promise<void>;
+}
+
+/** Everything that happens, for whoever words it. */
+export interface QueueEvents {
+  started: [Claim];
+  completed: [Claim, Settlement];
+  /** A slice or a wait: it goes on later by itself. */
+  deferred: [Claim, Settlement];
+  retrying: [Claim, Settlement];
+  failed: [Claim, Settlement];
+  cancelled: [Claim, Settlement];
+  paused: [Claim, Settlement];
+  handedBack: [Claim, Settlement];
+  /** Its lease was gone: the late word was refused. */
+  lost: [Claim, Settlement];
+  reaped: [Reaped[]];
+  scheduled: [{ name: string; type: string }];
+  claimed: [number];
+  /** The database did not answer; `doing` says what was tried. */
+  databaseDown: [doing: string, error: Error];
+  databaseUp: [downMs: number];
+  /** A statement failed in a way that is nobody's outage: a bug or a wrong schema. */
+  fault: [doing: string, error: Error];
+  draining: [active: number];
+  drained: [];
+}
+
+export type Events = EventEmitter<QueueEvents>;

@@ -1,0 +1,257 @@
+/**
+ * The worker: keeps its slots busy. It sleeps until a notification, the moment the next job is due, a freed slot or the
+ * poll wakes it; claims as many jobs as it has slots for; runs each through attempt and decide; and has the settlement
+ * written before the slot is free again. Beside that the heartbeat keeps its leases.
+ */
+import { randomUUID } from 'node:crypto';
+import { DatabaseUnavailable } from '../errors.js';
+import type { Ports } from '../job.js';
+import { Alarm, outagePauseMs } from './alarm.js';
+import { attempt, type Registry } from './attempt.js';
+import { decide, type Policy } from './decide.js';
+import { Leases } from './leases.js';
+import type { Claim, Events, SettleAnswer, Settlement, Store } from './ports.js';
+import { Settler } from './settler.js';
+
+export interface WorkerSettings {
+  /** Slots of this process by queue; `others` for each queue not named. */
+  readonly slots: { readonly named: ReadonlyMap<string, number>; readonly others: number };
+  readonly leaseMs: number;
+  readonly pollIntervalMs: number;
+  readonly policy: Policy;
+  readonly random: () => number;
+}
+
+export class QueueWorker {
+  readonly #leases: Leases;
+  readonly #settler: Settler;
+  readonly #claimAlarm = new Alarm();
+  readonly #beatAlarm = new Alarm();
+  readonly #idle = new Alarm();
+  readonly #active = new Map<string, number>();
+  /** Queues that may hold more than the last claim took: a freed slot there is worth a look at once. */
+  readonly #hungry = new Set<string>();
+  /** Leases of claims whose answer was lost: they may hold jobs that nobody runs. */
+  readonly #doubtful: string[] = [];
+  #loops: Promise<unknown> = Promise.resolve();
+  #stopping = false;
+  #beating = true;
+  #downSince: number | null = null;
+  #upSince = Number.NEGATIVE_INFINITY;
+
+  constructor(
+    private readonly store: Store,
+    private readonly registry: Registry,
+    private readonly ports: Ports,
+    private readonly events: Events,
+    private readonly settings: WorkerSettings,
+  ) {
+    this.#leases = new Leases(settings.leaseMs);
+    this.#settler = new Settler(store, this.#leases, events, settings.random);
+  }
+
+  start(): void {
+    this.#loops = Promise.all([this.#keepClaiming(), this.#keepBeating()]);
+  }
+
+  /** Something may be due. */
+  wake(): void {
+    this.#claimAlarm.ring();
+  }
+
+  get activeJobs(): number {
+    let sum = 0;
+    for (const count of this.#active.values()) sum += count;
+    return sum;
+  }
+
+  activeIn(queue: string): number {
+    return this.#active.get(queue) ?? 0;
+  }
+
+  /** For how long the database has not answered, in milliseconds; 0: it does. */
+  get databaseDownMs(): number {
+    return this.#downSince === null ? 0 : performance.now() - this.#downSince;
+  }
+
+  /** For how long the database has answered without a break, in milliseconds; Infinity: it always has. */
+  get answeredForMs(): number {
+    return this.#downSince === null ? performance.now() - this.#upSince : 0;
+  }
+
+  /**
+   * Stops claiming, lets running jobs finish for `graceMs`, then cuts the others short and hands them back. What cannot
+   * be written within `settleMs` after that is left to its lease.
+   */
+  async stop(graceMs: number, settleMs = 3000): Promise<void> {
+    this.#stopping = true;
+    this.#claimAlarm.ring();
+    this.events.emit('draining', this.activeJobs);
+    await this.#idleWithin(graceMs);
+    this.#leases.abortAll('shutdown');
+    await this.#idleWithin(settleMs);
+    this.#settler.stop();
+    this.#beating = false;
+    this.#beatAlarm.ring();
+    await this.#loops;
+    await this.#lastWord();
+    this.events.emit('drained');
+  }
+
+  async #keepClaiming(): Promise<void> {
+    let failures = 0;
+    while (!this.#stopping) {
+      try {
+        const napMs = await this.#claim();
+        failures = 0;
+        await this.#claimAlarm.sleep(napMs);
+      } catch (error) {
+        this.#failed('claiming', error);
+        // A ring does not shorten this pause: an outage is no reason to hammer.
+        await new Alarm().sleep(outagePauseMs(failures++, this.settings.random));
+      }
+    }
+  }
+
+  /** Claims once, begins what it got, and says how long to sleep. */
+  async #claim(): Promise<number> {
+    const free = this.#freeSlots();
+    if (free === null) return Number.POSITIVE_INFINITY;
+    if (this.#doubtful.length > 0) {
+      await this.store.release(this.#doubtful);
+      this.#doubtful.length = 0;
+    }
+    const leaseId = randomUUID();
+    const askedAt = performance.now();
+    let answer: Awaited<ReturnType<Store['claim']>>;
+    try {
+      answer = await this.store.claim(leaseId, free, this.settings.slots.others);
+    } catch (error) {
+      this.#doubtful.push(leaseId);
+      throw error;
+    }
+    this.#answered();
+    this.#rememberHunger(free, answer.claims);
+    if (answer.claims.length > 0) {
+      this.#leases.add(leaseId, answer.claims, askedAt);
+      this.events.emit('claimed', answer.claims.length);
+      for (const claim of answer.claims) void this.#run(claim);
+    }
+    const poll = this.settings.pollIntervalMs * (0.9 + 0.2 * this.settings.random());
+    return Math.min(poll, answer.nextDueMs === null ? poll : Math.ceil(answer.nextDueMs));
+  }
+
+  /** Free slots of every queue that is named or busy; null when there is none anywhere. */
+  #freeSlots(): Map<string, number> | null {
+    const { named, others } = this.settings.slots;
+    const free = new Map<string, number>();
+    let any = others > 0;
+    for (const queue of new Set([...named.keys(), ...this.#active.keys()])) {
+      const slots = (named.get(queue) ?? others) - this.activeIn(queue);
+      free.set(queue, slots);
+      any ||= slots > 0;
+    }
+    return any ? free : null;
+  }
+
+  #rememberHunger(free: ReadonlyMap<string, number>, claims: readonly Claim[]): void {
+    const taken = new Map<string, number>();
+    for (const { job } of claims) taken.set(job.queue, (taken.get(job.queue) ?? 0) + 1);
+    this.#hungry.clear();
+    for (const queue of new Set([...free.keys(), ...taken.keys()])) {
+      if ((taken.get(queue) ?? 0) >= (free.get(queue) ?? this.settings.slots.others)) this.#hungry.add(queue);
+    }
+  }
+
+  async #run(claim: Claim): Promise<void> {
+    const { queue } = claim.job;
+    this.#active.set(queue, this.activeIn(queue) + 1);
+    this.events.emit('started', claim);
+    const startedAt = performance.now();
+    const result = await attempt(claim, this.registry, this.ports, this.#leases);
+    const settlement = decide(claim, result, performance.now() - startedAt, this.settings.policy, this.settings.random);
+    const answer = await this.#settler.settle(settlement);
+    this.#free(queue);
+    this.#tell(claim, settlement, answer);
+  }
+
+  #free(queue: string): void {
+    const left = this.activeIn(queue) - 1;
+    if (left > 0) this.#active.set(queue, left);
+    else this.#active.delete(queue);
+    if (this.#hungry.has(queue)) this.#claimAlarm.ring();
+    if (this.#active.size === 0) this.#idle.ring();
+  }
+
+  #tell(claim: Claim, settlement: Settlement, answer: SettleAnswer | null): void {
+    if (answer === null) return;
+    if (answer === 'lost') {
+      this.events.emit('lost', claim, settlement);
+      return;
+    }
+    const name = WORD_FOR[settlement.status];
+    this.events.emit(
+      settlement.status === 'retry' && settlement.errorCode === null ? 'deferred' : name,
+      claim,
+      settlement,
+    );
+    // What is due before the next poll is claimed on time.
+    if (settlement.dueInMs !== null && settlement.dueInMs < this.settings.pollIntervalMs) this.wake();
+  }
+
+  async #keepBeating(): Promise<void> {
+    const everyMs = Math.min(this.settings.leaseMs / 3, 10_000);
+    let failures = 0;
+    while (this.#beating) {
+      try {
+        await this.#leases.beat(this.store);
+        this.#answered();
+        failures = 0;
+        await this.#beatAlarm.sleep(everyMs);
+      } catch (error) {
+        this.#failed('renewing leases', error);
+        await this.#beatAlarm.sleep(outagePauseMs(failures++, this.settings.random));
+      }
+    }
+  }
+
+  async #idleWithin(ms: number): Promise<void> {
+    const deadline = performance.now() + ms;
+    while (this.#active.size > 0 && performance.now() < deadline) {
+      await this.#idle.sleep(deadline - performance.now());
+    }
+  }
+
+  async #lastWord(): Promise<void> {
+    try {
+      if (this.#doubtful.length > 0) await this.store.release(this.#doubtful);
+      await this.store.leave();
+    } catch (error) {
+      this.#failed('signing off', error);
+    }
+  }
+
+  #failed(doing: string, error: unknown): void {
+    this.#downSince ??= performance.now();
+    if (error instanceof DatabaseUnavailable) this.events.emit('databaseDown', doing, error);
+    else this.events.emit('fault', doing, error instanceof Error ? error : new Error(String(error)));
+  }
+
+  #answered(): void {
+    if (this.#downSince === null) return;
+    const downMs = performance.now() - this.#downSince;
+    this.#downSince = null;
+    this.#upSince = performance.now();
+    this.events.emit('databaseUp', downMs);
+  }
+}
+
+const WORD_FOR = {
+  completed: 'completed',
+  processing: 'deferred',
+  retry: 'retrying',
+  failed: 'failed',
+  cancelled: 'cancelled',
+  paused: 'paused',
+  pending: 'handedBack',
+} as const satisfies Record<Settlement['status'], string>;

@@ -1,0 +1,117 @@
+/**
+ * What makes a service level 1: the same Idempotency-Key gets the same answer and no second send, however often it
+ * comes, from whichever daemon, also across a restart of this service.
+ *
+ * That a call is running is not a mark in a table, which a killed process would leave behind, but a session-level
+ * advisory lock on the connection that does all of the call's writing. When the process dies, Postgres closes the
+ * connection and frees the lock; and a call that lost its connection lost the lock and the means to write with it.
+ * (So this database must be reached directly: a transaction pooler would tear lock and connection apart.)
+ */
+import type pg from 'pg';
+import { type Answer, problem, success } from './answer.js';
+import type { Call } from './request.js';
+import { LOCK_CLASS } from './schema.js';
+import type { Pools } from './store.js';
+
+const LONGEST_KEY = 300;
+const LOOK_AGAIN_SECONDS = 1;
+
+/**
+ * Does the work of a call unless it was done before.
+ * @param work given the connection that holds the job's lock; its answer is stored if it is a success
+ */
+export async function answerOnce(
+  pools: Pools,
+  call: Call,
+  work: (connection: pg.PoolClient) => Promise<Answer>,
+): Promise<Answer> {
+  const { key } = call;
+  if (key === null || key.length > LONGEST_KEY) {
+    const detail = `Each call needs an Idempotency-Key of at most ${LONGEST_KEY} characters.`;
+    return problem(400, 'bad_idempotency_key', detail, { retriable: false });
+  }
+  const known = await register(pools, key, call);
+  if (known.epoch > call.epoch) {
+    return problem(409, 'stale_epoch', `Epoch ${call.epoch} is over.`, { epoch: known.epoch });
+  }
+  if (known.fingerprint !== call.fingerprint) {
+    return problem(422, 'key_reused', 'This Idempotency-Key came with another request before.', { retriable: false });
+  }
+  return await withConnection(pools, async (connection) => {
+    if (!(await lock(connection, call.jobId))) {
+      const members = { retriable: true, retry_after: LOOK_AGAIN_SECONDS };
+      return problem(409, 'in_progress', 'An earlier call of this job still runs.', members);
+    }
+    const stored = await storedAnswer(connection, key);
+    if (stored !== null) return success(JSON.parse(stored), { 'idempotent-replayed': 'true' });
+    const answer = await work(connection);
+    if (answer.status >= 200 && answer.status < 300) await storeAnswer(connection, key, answer);
+    return answer;
+  });
+}
+
+/**
+ * Lends a connection for the length of a call, and takes back whatever session it had: a connection on which anything
+ * went wrong is closed, and with it every lock that it held.
+ */
+export async function withConnection(
+  pools: Pools,
+  work: (connection: pg.PoolClient) => Promise<Answer>,
+): Promise<Answer> {
+  const { runs } = pools;
+  if (runs.idleCount === 0 && runs.totalCount >= runs.options.max) {
+    return problem(503, 'busy', 'This service runs as many calls as it can.', { retry_after: LOOK_AGAIN_SECONDS });
+  }
+  const connection = await runs.connect();
+  try {
+    const answer = await work(connection);
+    await connection.query('select pg_advisory_unlock_all()');
+    connection.release();
+    return answer;
+  } catch (error) {
+    connection.release(true);
+    throw error;
+  }
+}
+
+/** The latest epoch seen, this one included, and the fingerprint that the key first came with. */
+async function register(pools: Pools, key: string, call: Call): Promise<{ epoch: number; fingerprint: string }> {
+  const { rows } = await pools.statements.query<{ epoch: string; fingerprint: string | null }>(
+    `with job as (
+       insert into broadcast_sandbox.jobs as j (job_id, epoch) values ($1, $2)
+       on conflict (job_id) do update set epoch = greatest(j.epoch, excluded.epoch)
+       returning epoch
+     ), call as (
+       insert into broadcast_sandbox.calls as c (idempotency_key, job_id, fingerprint)
+       select $3, $1, $4 from job where job.epoch = $2
+       on conflict (idempotency_key) do update set idempotency_key = c.idempotency_key
+       returning fingerprint
+     )
+     select job.epoch, call.fingerprint from job left join call on true`,
+    [call.jobId, call.epoch, key, call.fingerprint],
+  );
+  return { epoch: Number(rows[0]?.epoch), fingerprint: rows[0]?.fingerprint ?? '' };
+}
+
+async function lock(connection: pg.PoolClient, jobId: string): Promise<boolean> {
+  const { rows } = await connection.query<{ locked: boolean }>(
+    'select pg_try_advisory_lock($1, hashtext($2)) as locked',
+    [LOCK_CLASS, jobId],
+  );
+  return rows[0]?.locked === true;
+}
+
+async function storedAnswer(connection: pg.PoolClient, key: string): Promise<string | null> {
+  const { rows } = await connection.query<{ answer: string | null }>(
+    'select answer from broadcast_sandbox.calls where idempotency_key = $1',
+    [key],
+  );
+  return rows[0]?.answer ?? null;
+}
+
+async function storeAnswer(connection: pg.PoolClient, key: string, answer: Answer): Promise<void> {
+  await connection.query('update broadcast_sandbox.calls set answer = $2 where idempotency_key = $1', [
+    key,
+    answer.body,
+  ]);
+}

@@ -1,0 +1,35 @@
+import { createTemplate, SERVER_VARIABLE } from './postgres.js';
+import { type PrivateServer, startServer } from './server.js';
+
+declare global {
+  // Jest runs setup and teardown in one process; this is how they hand things over.
+  var broadcastdTestServer: { close(): Promise<void> } | undefined;
+}
+
+export async function setup(): Promise<void> {
+  const { url, close } = await provide();
+  globalThis.broadcastdTestServer = { close };
+  process.env[SERVER_VARIABLE] = url;
+  await createTemplate(url);
+}
+
+async function provide(): Promise<Pick<PrivateServer, 'url' | 'close'>> {
+  const given = process.env.TEST_DATABASE_URL;
+  if (given) return { url: given, close: async () => {} };
+  if (process.env.TESTCONTAINERS !== '1') return startServer(['-c', 'max_connections=200']);
+  const { GenericContainer, Wait } = await import('testcontainers');
+  const container = await new GenericContainer('postgres:17')
+    .withEnvironment({ POSTGRES_PASSWORD: 'postgres' })
+    .withCommand(['postgres', '-c', 'fsync=off', '-c', 'max_connections=200'])
+    .withExposedPorts(5432)
+    .withWaitStrategy(Wait.forListeningPorts())
+    .start();
+  return {
+    url: `postgresql://postgres:postgres@${container.getHost()}:${container.getMappedPort(5432)}/postgres`,
+    close: async () => void (await container.stop()),
+  };
+}
+
+export async function teardown(): Promise<void> {
+  await globalThis.broadcastdTestServer?.close();
+}
