@@ -65,6 +65,8 @@ export type Outcome =
       delayMs: number;
       cursor?: string | undefined;
       progress?: Progress | undefined;
+      /** The service was not even called, so this says nothing about progress. */
+      uncalled?: boolean | undefined;
     }
   | { kind: 'cancel'; reason: string };
 

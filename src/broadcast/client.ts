@@ -13,7 +13,7 @@ import type { Reply } from './reply.js';
 import { createRequestWriter, type RequestOptions, type WrittenRequest } from './request.js';
 
 export interface BroadcastClientOptions extends RequestOptions {
-  /** For a whole call, from waiting for a connection to the last byte of the body. */
+  /** For a whole call, from waiting for a connection to the last byte of the body; less than 2^31. */
   readonly timeoutMs: number;
   /** At most; a call beyond them waits for one, within its timeout. */
   readonly connections: number;

@@ -7,8 +7,8 @@ import type { Outcome } from '../job.js';
 import { readProgress } from './progress.js';
 import type { Problem } from './protocol.js';
 import { type Circumstances, type Reply, retryAfterOf } from './reply.js';
+import { kept } from './result.js';
 import { waitOfSeconds } from './retry-after.js';
-import { kept } from './success.js';
 import { quote } from './wording.js';
 
 /** `in_progress` without a `Retry-After`: an earlier call of this step still runs. */
@@ -16,6 +16,9 @@ const IN_PROGRESS_RETRY_MS = 5_000;
 
 /** A bare 404 or 405 may be a deploy or a proxy, but seldom for long. */
 const BARE_NOT_FOUND_ATTEMPTS = 3;
+
+/** Characters of a problem's code that a message shows. */
+const MAX_CODE_LENGTH = 60;
 
 /** How far to jump when the service has seen a later epoch and does not say which. */
 const EPOCH_LEAP = 1_000;
@@ -123,7 +126,7 @@ function permanent(failure: Failure, code: string): PermanentError {
 
 function worded(failure: Failure): string {
   const { reply, about, problem } = failure;
-  const code = problem.code === undefined ? '' : ` (${quote(problem.code, about.hidden)})`;
+  const code = problem.code === undefined ? '' : ` (${quote(problem.code, about.hidden).slice(0, MAX_CODE_LENGTH)})`;
   const text = said(failure);
   return `${about.where} answered ${reply.status}${code}${text && `: ${text}`}`;
 }

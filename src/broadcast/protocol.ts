@@ -3,7 +3,7 @@
  * The types follow from the schemas. Members that are not listed are allowed everywhere, so that either side may be
  * deployed first.
  */
-import { type Static, Type } from 'typebox';
+import { type Static, type TSchema, Type } from 'typebox';
 
 /** Bounds on what a service may answer, in bytes of UTF-8. */
 export const MAX_BODY_BYTES = 256 * 1024;
@@ -14,7 +14,7 @@ export const MAX_RESULT_BYTES = 16 * 1024;
 
 const Count = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
 const Instant = Type.String({ format: 'date-time' });
-const Nullable = <T extends Parameters<typeof Type.Union>[0][number]>(schema: T) => Type.Union([schema, Type.Null()]);
+const Nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
 
 /** The body of POST {base}/jobs/{job_type}. */
 export const Envelope = Type.Object({

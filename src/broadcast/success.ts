@@ -7,9 +7,10 @@ import { Compile } from 'typebox/compile';
 import { PermanentError, TransientError } from '../errors.js';
 import type { Flag, Outcome, Progress } from '../job.js';
 import { incompleteness, readProgress } from './progress.js';
-import { Continue, Hold, MAX_CURSOR_BYTES, MAX_RESULT_BYTES, MAX_TEXT_BYTES } from './protocol.js';
+import { Continue, Hold, MAX_CURSOR_BYTES, MAX_TEXT_BYTES } from './protocol.js';
 import { type Circumstances, headerOf, type Reply, retryAfterOf } from './reply.js';
-import { fitForJsonb, quote } from './wording.js';
+import { kept, located } from './result.js';
+import { quote } from './wording.js';
 
 /** A service that holds without saying until when is asked again after this. */
 const DEFAULT_HOLD_MS = 60_000;
@@ -79,18 +80,17 @@ function accepted(reply: Reply, about: Circumstances, result: string | null, pro
 /** The service has it and is never called again, since a second call would reach everybody twice. */
 function untracked(reply: Reply, about: Circumstances, result: string | null): Outcome {
   const location = ownLocation(reply, about);
-  const answer = result === null ? '' : `,"answer":${result}`;
   const flags: Flag[] = ['untracked'];
-  return { kind: 'done', result: location === null ? result : `{"location":${location}${answer}}`, flags };
+  return { kind: 'done', result: location === null ? result : located(location, result), flags };
 }
 
-/** @returns the path of a `Location` at the service's own origin, as JSON text; null for none and for any other */
+/** @returns the path of a `Location` at the service's own origin; null for none and for any other */
 function ownLocation(reply: Reply, about: Circumstances): string | null {
   const location = headerOf(reply, 'location');
   const base = `${about.origin}/`;
   if (location === undefined || !URL.canParse(location, base)) return null;
   const url = new URL(location, base);
-  return url.origin === about.origin ? JSON.stringify(url.pathname + url.search) : null;
+  return url.origin === about.origin ? url.pathname + url.search : null;
 }
 
 function completed(text: string, body: Record<string, unknown>, reply: Reply, about: Circumstances): Outcome {
@@ -141,18 +141,6 @@ function soundProgress(body: Record<string, unknown>): Progress | undefined {
   return progress === undefined || incompleteness(progress) !== null ? undefined : progress;
 }
 
-/** The answer as JSON text for jsonb: as it came where it fits, else its counters. */
-export function kept(text: string, body: Record<string, unknown>): string {
-  const result = fitForJsonb(text);
-  if (Buffer.byteLength(result) <= MAX_RESULT_BYTES) return result;
-  return JSON.stringify({ ...countersOf(body), truncated: true });
-}
-
-function countersOf(body: Record<string, unknown>): object | undefined {
-  const progress = readProgress(body);
-  return progress !== undefined && typeof body.progress === 'object' ? { progress } : progress;
-}
-
 function serviceFailed(body: Record<string, unknown>, reply: Reply, about: Circumstances): TransientError {
   const message = `${about.where}: the service says it failed: ${complaint(body, about) || 'it gave no reason'}`;
   const retryAfterMs = retryAfterOf(reply, about);
@@ -160,7 +148,7 @@ function serviceFailed(body: Record<string, unknown>, reply: Reply, about: Circu
 }
 
 function complaint(body: Record<string, unknown>, about: Circumstances): string {
-  const text = [body.message, body.error, body.detail].find((member) => typeof member === 'string');
+  const text = [body.message, body.error, body.detail, body.reason].find((member) => typeof member === 'string');
   return quote(text ?? '', about.hidden);
 }
 

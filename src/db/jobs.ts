@@ -102,6 +102,9 @@ export async function pruneBatch(
 
 const PRUNE_BATCH_ROWS = 1000;
 
+/** The highest epoch that a service may ask for: later claims must still fit into the column. */
+const EPOCH_MAX = 2_000_000_000;
+
 interface ClaimRow extends Row {
   next_due_ms: number | null;
   id: string | null;
@@ -196,13 +199,13 @@ function toRecord(settlement: Settlement): Record<string, unknown> {
     flags: settlement.flags.length > 0 ? settlement.flags : undefined,
     stalled: settlement.stalled || undefined,
     unstarted: settlement.unstarted || undefined,
-    epoch_above: settlement.raiseEpochAbove ?? undefined,
+    epoch_above: settlement.raiseEpochAbove === null ? undefined : Math.min(settlement.raiseEpochAbove, EPOCH_MAX),
     record: settlement.record ?? undefined,
     ran_ms: settlement.ranMs,
   };
 }
 
-function statements(schema: string) {
+export function statements(schema: string) {
   const jobs = `${identifier(schema)}.broadcast_queue_jobs`;
   const leases = `${identifier(schema)}.broadcast_queue_leases`;
   const attempts = `${identifier(schema)}.broadcast_queue_attempts`;
@@ -253,14 +256,15 @@ function statements(schema: string) {
             started_at = coalesce(j.started_at, now()), completed_at = null, pause_requested_at = null,
             hold_reason = null, updated_at = now()
         from due where j.id = due.id
-        returning j.*, due.place, extract(epoch from now() - due.due_at)::float8 * 1000 as waited_ms
+        returning j.*, due.place, (extract(epoch from now()) - extract(epoch from due.due_at))::float8 * 1000 as waited_ms
       ), leased as (
-        insert into ${leases} (lease_id, worker_id, job_ids, expires_at)
-        select $4::uuid, $5::text, array_agg(id order by place), clock_timestamp() + $6::float8 * interval '1 millisecond'
+        insert into ${leases} (lease_id, worker_id, job_ids, created_at, expires_at)
+        select $4::uuid, $5::text, array_agg(id order by place), now(),
+               clock_timestamp() + $6::float8 * interval '1 millisecond'
         from claimed having count(*) > 0
       )
       select
-        (select extract(epoch from min(soon.due_at) - now())::float8 * 1000
+        (select (extract(epoch from min(soon.due_at)) - extract(epoch from now()))::float8 * 1000
          from wanted cross join unnest(wanted.priorities) lane (priority) cross join lateral (
            select j.due_at from ${jobs} j
            where j.queue_name = wanted.queue_name and j.priority = lane.priority and j.due_at > now()
@@ -272,7 +276,7 @@ function statements(schema: string) {
         case when octet_length(data.json) <= $7::integer then data.json end as job_data,
         c.started_at = now() as first,
         coalesce(c.expires_at <= now() and c.started_at = now(), false) as expired,
-        coalesce((c.progress ->> 'processed')::float8, 0) as processed,
+        coalesce((jsonb_path_query_first(c.progress, '$.processed ? (@ >= 1 && @ < 1e15)') #>> '{}')::float8, 0) as processed,
         c.stalled_calls, coalesce(extract(epoch from now() - c.stalled_since)::float8 * 1000, 0) as stalled_ms,
         c.waited_ms, extract(epoch from clock_timestamp())::float8 * 1000 as now_ms
       from (select) always
@@ -347,15 +351,21 @@ function statements(schema: string) {
       select j.id from ${jobs} j join renewed using (lease_id)
       where j.id = any($7::bigint[]) and j.status = 'processing'`,
 
-    // $1 leases whose jobs were never begun.
+    // $1 leases whose jobs were never begun. A first claim is one that set started_at, to its own time.
     release: `
       with gone as (
-        delete from ${leases} where lease_id = any($1::uuid[]) returning lease_id, job_ids
+        delete from ${leases} where lease_id = any($1::uuid[]) returning lease_id, job_ids, created_at
       )
       update ${jobs} j
-      set status = case when j.step_seq > 0 then 'processing' else 'pending' end, lease_id = null,
+      set status = case when j.pause_requested_at is not null then 'paused'
+                   when j.step_seq > 0 then 'processing' else 'pending' end,
+          paused_from = case when j.pause_requested_at is null then null
+                        when j.step_seq > 0 then 'processing' else 'pending' end,
+          hold_reason = case when j.pause_requested_at is not null
+                          then coalesce(j.hold_reason, 'paused by an operator') end,
+          pause_requested_at = null, lease_id = null,
           attempts = greatest(j.attempts - 1, 0), next_retry_at = now(),
-          started_at = case when j.started_at = j.updated_at then null else j.started_at end, updated_at = now()
+          started_at = case when j.started_at = gone.created_at then null else j.started_at end, updated_at = now()
       from gone cross join unnest(gone.job_ids) held (id)
       where j.id = held.id and j.lease_id = gone.lease_id and j.status = 'processing'
       returning j.id`,

@@ -35,7 +35,7 @@ const UNKNOWN_TYPE_WAIT_MS = 5000;
 
 function waitForAnother(claim: Claim): Outcome {
   const reason = `no processor registered for job type: ${claim.job.type} (UNKNOWN_JOB_TYPES=wait)`;
-  return { kind: 'hold', reason, delayMs: UNKNOWN_TYPE_WAIT_MS };
+  return { kind: 'hold', reason, delayMs: UNKNOWN_TYPE_WAIT_MS, uncalled: true };
 }
 
 function refuseUnfit(claim: Claim, registry: Registry): void {

@@ -101,8 +101,8 @@ function fromOutcome(claim: Claim, outcome: Outcome, random: () => number): Deci
         progress: outcome.progress ?? null,
         nextCursor: outcome.cursor ?? null,
         holdReason: outcome.reason,
-        stalled: true,
-        record: 'held',
+        stalled: !outcome.uncalled,
+        record: outcome.uncalled ? null : 'held',
       };
     case 'cancel':
       return {

@@ -44,12 +44,11 @@ export function problem(status: number, code: string, detail: string, members: P
 /** Words whatever was thrown: a refusal as it is, Fastify's own errors by their status, an absent database as 503. */
 export function problemFrom(error: unknown): Answer {
   if (error instanceof Refusal) return error.answer;
-  if (!(error instanceof Error)) return problem(500, 'internal', String(error));
   if (isDatabaseAway(error)) return problem(503, 'database_unavailable', 'The database cannot be reached.');
-  const status = 'statusCode' in error && typeof error.statusCode === 'number' ? error.statusCode : 500;
-  if (status >= 500) return problem(status, 'internal', 'The sandbox failed; its log says why.');
+  const { status, message } = readError(error);
+  if (status >= 500) return problem(500, 'internal', 'The sandbox failed; its log says why.');
   const code = STATUS_CODES[status]?.toLowerCase().replaceAll(/[^a-z]+/g, '_') ?? 'bad_request';
-  return problem(status, code, error.message, { retriable: false });
+  return problem(status, code, message, { retriable: false });
 }
 
 export function send(reply: FastifyReply, answer: Answer): FastifyReply {
@@ -57,14 +56,24 @@ export function send(reply: FastifyReply, answer: Answer): FastifyReply {
 }
 
 /**
- * SQLSTATE classes 08 (connection), 53 (too many connections) and 57 (shut down, cancelled by a timeout), the
- * operating system's refusals, and node-postgres's own errors, which carry no code.
+ * SQLSTATE classes 08 (connection), 28 and 3D (no such user or database), 53 (too many connections) and 57 (shut down,
+ * cancelled by a timeout), the operating system's refusals, and node-postgres's own errors, which carry no code.
  */
-export function isDatabaseAway(error: Error): boolean {
-  const code = 'code' in error && typeof error.code === 'string' ? error.code : '';
+export function isDatabaseAway(error: unknown): boolean {
+  const { code, message } = readError(error);
   return (
-    /^(08|53|57)...$/.test(code) ||
+    /^(08|28|3D|53|57)...$/.test(code) ||
     /^(ECONNREFUSED|ECONNRESET|EPIPE|ETIMEDOUT|ENOTFOUND|EAI_AGAIN|ENOENT)$/.test(code) ||
-    /Connection terminated|Query read timeout|timeout (expired|exceeded)|not queryable/i.test(error.message)
+    /Connection terminated|Query read timeout|timeout (expired|exceeded)|not queryable/i.test(message)
   );
+}
+
+/** By its members, not by its class: Fastify's errors, node-postgres's and Node's have none in common that can be told. */
+function readError(error: unknown): { code: string; status: number; message: string } {
+  const { code, statusCode, message }: { code?: unknown; statusCode?: unknown; message?: unknown } = Object(error);
+  return {
+    code: typeof code === 'string' ? code : '',
+    status: typeof statusCode === 'number' ? statusCode : 500,
+    message: String(message ?? error),
+  };
 }

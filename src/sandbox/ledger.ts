@@ -214,13 +214,12 @@ export async function settle({ connection, call }: Run, verdicts: readonly Verdi
 }
 
 /**
- * Where the job stands, from the ledger alone: what earlier calls did counts too, and what a crash left in `sending`
- * counts as unknown. People of the audience whom another job handled count as skipped.
+ * Where the job stands when nobody of its own is in `sending`: from the ledger alone, so that what its earlier calls
+ * did counts too. People of the audience whom another job handled count as skipped.
  */
 export async function countHandled({ connection, call }: Run, audience: Audience | null): Promise<CountRow[]> {
   const { rows } = await connection.query<CountRow>(
-    `select case state when 'sending' then 'unknown' else state end as state,
-            case state when 'sending' then 'interrupted' else reason end as reason, count(*)::integer as count
+    `select state, reason, count(*)::integer as count
      from broadcast_sandbox.ledger where job_id = $1 and ($2::text is null or broadcast_id = $2) group by 1, 2
      union all
      select 'skipped', 'already_handled', count(*)::integer

@@ -47,8 +47,8 @@ export async function prepareSchema(databaseUrl: string, recipients: number): Pr
     ]);
     await client.query('commit');
   } catch (error) {
-    if (error instanceof Error && isDatabaseAway(error)) {
-      throw new DatabaseUnavailable(`The sandbox cannot use its database: ${error.message}`, { cause: error });
+    if (isDatabaseAway(error)) {
+      throw new DatabaseUnavailable(`The sandbox cannot use its database: ${String(error)}`, { cause: error });
     }
     throw error;
   } finally {

@@ -36,7 +36,7 @@ const PACED_BATCHES_PER_SECOND = 4;
  * @throws Stopped, or what the database threw
  */
 export async function send(run: ledger.Run, task: Task, pace: Pace): Promise<Counters> {
-    if (run.remembers) await ledger.giveUpInterrupted(run, task.kind === 'broadcast' ? task.broadcastId : null);
+  if (run.remembers) await ledger.giveUpInterrupted(run, task.kind === 'broadcast' ? task.broadcastId : null);
   const audience =
     task.kind === 'broadcast'
       ? { broadcastId: task.broadcastId, segment: task.segment, lastUserId: await ledger.lastUserId(run) }

@@ -77,6 +77,10 @@ export async function startSandbox(options: SandboxOptions): Promise<Sandbox> {
   app.addHook('onRequest', async (_request, reply) => {
     reply.header('x-broadcast-level', String(level));
   });
+  app.addHook('onSend', async (_request, reply) => {
+    // A connection that was busy when the sandbox began to close would be kept alive, and keep it from closing.
+    if (closing.signal.aborted) reply.header('connection', 'close');
+  });
   app.setNotFoundHandler((_request, reply) => send(reply, problem(404, 'not_found', 'There is no such route.')));
   app.setErrorHandler((error, request, reply) => {
     const answer = problemFrom(error);

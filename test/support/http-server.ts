@@ -25,7 +25,8 @@ export type Script =
   | { kind: 'reset'; when: 'before body is read' | 'after body is read' }
   | { kind: 'drip'; text: string; everyMs: number }
   | { kind: 'flood' }
-  | { kind: 'raw'; text: string };
+  | { kind: 'raw'; text: string }
+  | { kind: 'held'; until: Promise<unknown>; then: Script };
 
 export const reply = (status: number, body = '', headers: Record<string, string | string[]> = {}): Script => ({
   kind: 'reply',
@@ -51,6 +52,9 @@ export const flood = (): Script => ({ kind: 'flood' });
 
 /** Bytes instead of HTTP; then the connection is closed. */
 export const raw = (text: string): Script => ({ kind: 'raw', text });
+
+/** Answers by `then`, once the promise resolves. */
+export const held = (until: Promise<unknown>, then: Script): Script => ({ kind: 'held', until, then });
 
 export interface ScriptedServer {
   /** `http://127.0.0.1:<port>`, without a slash at its end. */
@@ -127,6 +131,9 @@ export async function startHttpServer(): Promise<ScriptedServer> {
         return;
       case 'raw':
         socket.end(script.text);
+        return;
+      case 'held':
+        void script.until.then(() => perform(script.then, response, socket));
     }
   }
 

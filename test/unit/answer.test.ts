@@ -308,6 +308,12 @@ describe('what is kept as the result', () => {
     expect(read({ body })).toMatchObject({ result: body });
   });
 
+  test('is the location alone when the answer would make it exceed 16 KiB', () => {
+    const headers = { location: `/ops/${'x'.repeat(500)}` };
+    const json = { log: 'x'.repeat(16_000) };
+    expect(resultOf(read({ status: 202, json, headers }))).toEqual(headers);
+  });
+
   test('does not reach the prototype of anything', () => {
     read({
       body: '{"__proto__":{"status":"continue","admin":true},"progress":{"processed":1,"reasons":{"__proto__":1}}}',

@@ -313,7 +313,7 @@ describe('secrets in files', () => {
       BROADCAST_SERVICE_SECRETT: canary,
       LEASE_MS: '1000',
     });
-    expect(loaded.warnings).toHaveLength(4);
+    expect(loaded.warnings).toHaveLength(3);
     expect(loaded.warnings.join()).not.toContain('canary');
   });
 });
@@ -466,12 +466,11 @@ describe('warnings', () => {
     expect(warnings({ BROADCAST_SERVICE_URL: 'http://bot', BROADCAST_SERVICE_SECRET: signingSecret(32) })).toEqual([]);
   });
 
-  test.each(['RATE_LIMITS', 'ADMIN_TOKENS', 'METRICS_TOKEN', 'START_PAUSED', 'BROADCAST_SERVICE_LEVEL'])(
+  test.each(['RATE_LIMITS', 'METRICS_TOKEN', 'START_PAUSED', 'BROADCAST_SERVICE_LEVEL'])(
     '%s is checked, and said to have no effect yet',
     (name) => {
       const good: Record<string, string> = {
         RATE_LIMITS: 'bot:a=1',
-        ADMIN_TOKENS: `a:admin:${'x'.repeat(24)}`,
         METRICS_TOKEN: 'x'.repeat(24),
         START_PAUSED: 'true',
         BROADCAST_SERVICE_LEVEL: '2',

@@ -1,0 +1,118 @@
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from '@jest/globals';
+import { killPrograms, startProgram } from '../support/daemon.js';
+import { hang, held, reply, type ScriptedServer, startHttpServer } from '../support/http-server.js';
+import { createDatabase, type TestDatabase } from '../support/postgres.js';
+import { gate } from '../support/until.js';
+
+let database: TestDatabase;
+let service: ScriptedServer;
+
+beforeAll(async () => {
+  database = await createDatabase();
+});
+afterAll(() => database.drop());
+beforeEach(async () => {
+  service = await startHttpServer();
+  await database.query('truncate broadcast_queue_jobs');
+});
+afterEach(async () => {
+  await killPrograms();
+  await service.close();
+});
+
+const start = (env: Record<string, string> = {}) =>
+  startProgram({
+    DATABASE_URL: database.url,
+    BROADCAST_SERVICE_URL: service.url,
+    CONCURRENCY: '*=10',
+    SHUTDOWN_GRACE_MS: '1000',
+    ...env,
+  });
+
+const insert = (count: number) =>
+  database.query(
+    `insert into broadcast_queue_jobs (job_type, job_data)
+     select 'send_broadcast', jsonb_build_object('broadcast_id', n) from generate_series(1, $1) n`,
+    [count],
+  );
+
+const rows = () =>
+  database.query<{ status: string; attempts: number; lease_id: string | null; flags: string[]; due: boolean }>(
+    `select status, attempts, lease_id, flags, due_at <= now() as due from broadcast_queue_jobs order by id`,
+  );
+
+test('SIGTERM: what finishes within the grace is completed, the rest is handed back at once, exit 0', async () => {
+  const daemon = await start();
+  const soon = gate();
+  service.otherwise(({ body }) =>
+    JSON.parse(body).payload.broadcast_id <= 3 ? held(soon.opened, reply(200)) : hang(),
+  );
+  await insert(5);
+  await service.received(5);
+
+  daemon.signal('SIGTERM');
+  const toldAt = performance.now();
+  await daemon.line(({ msg }) => msg.startsWith('stopping'));
+  soon.open();
+  expect(await daemon.ended).toBe(0);
+
+  expect(performance.now() - toldAt).toBeLessThan(1000 + 2000);
+  expect((await rows()).map(({ status }) => status)).toEqual([...Array(3).fill('completed'), 'pending', 'pending']);
+  for (const handedBack of (await rows()).slice(3)) {
+    expect(handedBack).toMatchObject({ attempts: 0, due: true, flags: ['possible_duplicate'] });
+  }
+  const leases = await database.query('select * from broadcast_queue_leases');
+  const workers = await database.query('select * from broadcast_queue_workers');
+  expect({ leases, workers }).toEqual({ leases: [], workers: [] });
+});
+
+test('what a stopping daemon handed back is called by another with the same key and the reason', async () => {
+  const first = await start({ SHUTDOWN_GRACE_MS: '100' });
+  service.next(hang());
+  await insert(1);
+  await service.received(1);
+  const second = await start();
+  first.signal('SIGTERM');
+  expect(await first.ended).toBe(0);
+  const handedBackAt = performance.now();
+  await service.received(2);
+  expect(performance.now() - handedBackAt).toBeLessThan(2500);
+
+  const [before, after] = service.requests;
+  expect(after?.headers['idempotency-key']).toBe(before?.headers['idempotency-key']);
+  expect(after?.headers['x-job-attempt']).toBe('1');
+  expect(JSON.parse(after?.body ?? '').step.previous_failure).toBe('shutdown');
+  await second.line(({ msg }) => msg === 'job completed');
+});
+
+test('a stopping daemon claims nothing more and says that it is not ready', async () => {
+  const daemon = await start({ SHUTDOWN_GRACE_MS: '5000' });
+  const soon = gate();
+  service.next(held(soon.opened, reply(200)));
+  await insert(1);
+  await service.received(1);
+  daemon.signal('SIGTERM');
+  await daemon.line(({ msg }) => msg.startsWith('stopping'));
+
+  await insert(1);
+  const readiness = await fetch(`${daemon.url}/readyz`);
+  expect(readiness.status).toBe(503);
+  expect(await readiness.json()).toEqual({ status: 'not_ready', missing: ['it is stopping'] });
+  expect((await fetch(`${daemon.url}/livez`)).status).toBe(200);
+  soon.open();
+  expect(await daemon.ended).toBe(0);
+  expect(service.requests).toHaveLength(1);
+  expect((await rows()).map(({ status }) => status)).toEqual(['completed', 'pending']);
+});
+
+test('a second signal ends the daemon at once', async () => {
+  const daemon = await start({ SHUTDOWN_GRACE_MS: '60000' });
+  service.next(hang());
+  await insert(1);
+  await service.received(1);
+  daemon.signal('SIGTERM');
+  await daemon.line(({ msg }) => msg.startsWith('stopping'));
+  daemon.signal('SIGINT');
+  expect(await daemon.ended).toBe(1);
+  expect((await rows())[0]).toMatchObject({ status: 'processing', attempts: 1 });
+});
