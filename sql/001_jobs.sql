@@ -315,6 +315,11 @@ begin
   if unknown is not null then
     raise exception 'broadcast_enqueue_many: unknown member "%"', unknown using errcode = 'invalid_parameter_value';
   end if;
+  if exists (select from jsonb_array_elements(jobs) job
+             where job ->> 'delay' is not null and job ->> 'scheduled_at' is not null) then
+    raise exception 'broadcast_enqueue_many: give delay or scheduled_at, not both'
+      using errcode = 'invalid_parameter_value';
+  end if;
   names := array(select gen_random_uuid() from generate_series(1, total));
 
   insert into broadcast_queue_jobs

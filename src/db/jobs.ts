@@ -384,8 +384,9 @@ export function statements(schema: string) {
         set status = case when j.pause_requested_at is not null then 'paused'
                      when $2::boolean and starts_with(j.job_type, 'send_') then 'paused'
                      when j.attempts >= j.max_attempts then 'failed' else 'retry' end,
+            -- with its attempts spent, a resume starts it over
             paused_from = case when j.pause_requested_at is not null or $2::boolean and starts_with(j.job_type, 'send_')
-                          then 'retry' end,
+                          then case when j.attempts >= j.max_attempts then 'pending' else 'retry' end end,
             hold_reason = case when j.pause_requested_at is not null
                             then coalesce(j.hold_reason, 'paused by an operator')
                           when $2::boolean and starts_with(j.job_type, 'send_')

@@ -79,7 +79,9 @@ async function applyNext(
   await client.query('begin');
   try {
     await client.query('select pg_advisory_xact_lock(hashtextextended($1, 0))', [`broadcastd migrate ${schema}`]);
-    await client.query(`create schema if not exists ${identifier(schema)}`);
+    // `if not exists` alone asks for the privilege to create one even where the schema is there.
+    const { rows } = await client.query('select to_regnamespace($1) as there', [identifier(schema)]);
+    if (rows[0]?.there === null) await client.query(`create schema if not exists ${identifier(schema)}`);
     await client.query(`set local search_path = ${identifier(schema)}, pg_temp`);
     const version = await schemaVersion(client, schema, known);
     const next = known.find((migration) => migration.version > version);

@@ -77,7 +77,7 @@ describe('the reaper', () => {
       spent,
       pause,
       'retry',
-      { status: 'paused', paused_from: 'retry', completed_at: null },
+      { status: 'paused', paused_from: 'pending', attempts: 3, completed_at: null },
     ],
     [
       'pauses a broadcast that may have been sent, where that is the policy',
@@ -86,7 +86,7 @@ describe('the reaper', () => {
       'pause',
       {
         status: 'paused',
-        paused_from: 'retry',
+        paused_from: 'pending',
         completed_at: null,
         hold_reason:
           'the service may have carried it out: its worker stopped answering; resume it to call again, or cancel it',
