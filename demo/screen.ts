@@ -33,7 +33,7 @@ export class Screen {
     const lines = rows.map(stateLine);
     if (this.out.isTTY) {
       const up = this.#drawn > 0 ? `\u001b[${this.#drawn}A` : '';
-      this.out.write(up + lines.map((line) => `\u001b[2K${line.slice(0, this.out.columns)}\n`).join(''));
+      this.out.write(up + lines.map((line) => `\u001b[2K${line.slice(0, this.out.columns || 120)}\n`).join(''));
       this.#drawn = lines.length;
       return;
     }

@@ -4,7 +4,7 @@
  */
 
 /** Characters of a service's text that an error message may hold. */
-export const MAX_QUOTE_LENGTH = 500;
+const MAX_QUOTE_LENGTH = 500;
 
 /** Control characters, lone surrogates, line separators, blanks, and what reverses the direction of writing. */
 const NOT_PRINTED = /[\p{Cc}\p{Cs}\p{Z}\u202a-\u202e\u2066-\u2069]+/gu;

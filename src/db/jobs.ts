@@ -414,8 +414,10 @@ export function statements(schema: string) {
       ), forgotten as (
         delete from ${workers} where last_seen_at < now() - interval '1 day'
       )
-      select (select extract(epoch from min(l.expires_at) - clock_timestamp())::float8 * 1000 from ${leases} l
-              where l.lease_id not in (select lease_id from expired)) as next_expiry_ms,
+      select (select extract(epoch from greatest(min(l.expires_at), pg_postmaster_start_time()
+                                                 + $1::float8 * interval '1 millisecond') - clock_timestamp())::float8 * 1000
+              from ${leases} l where l.lease_id not in (select lease_id from expired)
+              having count(*) > 0) as next_expiry_ms,
              f.job_id, f.job_type, f.status, f.worker_id
       from (select) always left join freed f on true`,
 

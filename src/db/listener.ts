@@ -20,7 +20,7 @@ export interface ListenerSettings {
   readonly random: () => number;
 }
 
-export interface ListenerEvents {
+interface ListenerEvents {
   /** Listening, for the first time or again: whatever was sent meanwhile is gone, so look. */
   listening: [];
   notified: [];

@@ -95,19 +95,26 @@ const AWAY_MESSAGES =
   /timeout exceeded|Query read timeout|Connection terminated|connection.*(closed|ended)|not queryable|server closed/i;
 
 export function translated(error: unknown): unknown {
-  if (!(error instanceof Error)) return error;
   const code = codeOf(error) ?? '';
+  const message = messageOf(error);
   const isSqlState = /^[0-9A-Z]{5}$/.test(code);
   if (isSqlState && DATA_CLASSES.includes(code.slice(0, 2))) {
-    return new DataRefused(error.message, { cause: error });
+    return new DataRefused(message, { cause: error });
   }
   const away = isSqlState
     ? AWAY_CLASSES.includes(code.slice(0, 2)) || AWAY_CODES.includes(code)
-    : code !== '' || AWAY_MESSAGES.test(error.message);
-  return away ? new DatabaseUnavailable(error.message || code, { cause: error }) : error;
+    : code !== '' || AWAY_MESSAGES.test(message);
+  return away ? new DatabaseUnavailable(message || code, { cause: error }) : error;
 }
 
+// Read by their members: an error that comes from another realm is no instance of our Error.
+
 function codeOf(error: unknown): string | undefined {
-  if (!(error instanceof Error) || !('code' in error)) return undefined;
+  if (typeof error !== 'object' || error === null || !('code' in error)) return undefined;
   return typeof error.code === 'string' ? error.code : undefined;
+}
+
+function messageOf(error: unknown): string {
+  if (typeof error !== 'object' || error === null || !('message' in error)) return String(error);
+  return String(error.message);
 }

@@ -152,7 +152,10 @@ describe('the reaper', () => {
   test('waits a whole lease after a start of the server, so that every holder can renew first', async () => {
     const id = await abandoned({});
     const upForLess = queue.store('patient', { leaseMs: 1_000_000_000 });
-    expect((await upForLess.reap()).reaped).toEqual([]);
+    const { reaped, nextExpiryMs } = await upForLess.reap();
+    expect(reaped).toEqual([]);
+    // And does not look again all the time until then.
+    expect(nextExpiryMs).toBeGreaterThan(1_000_000);
     expect((await queue.job(id)).status).toBe('processing');
     expect((await queue.reaper().reap()).reaped).toHaveLength(1);
   });

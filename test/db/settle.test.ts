@@ -254,32 +254,3 @@ describe('a batch', () => {
     expect(await queue.attempts()).toEqual([]);
   });
 });
-
-describe('the indexes', () => {
-  test('are not touched when a claimed job without a unique key is settled', async () => {
-    // As many as have room on one page in all three versions.
-    await queue.query('truncate broadcast_queue_jobs');
-    for (let n = 0; n < 5; n++) await queue.insert();
-    const claims = await claim(store);
-    const before = await updates();
-    await store.settle(
-      claims.map((claimed) => settlement(claimed, { result: '{"sent": 1}' })),
-      [],
-    );
-    const after = await updates();
-    expect(after.all - before.all).toBe(5);
-    expect(after.hot - before.hot).toBe(5);
-  });
-
-  /** The table's updates so far, once every connection of the store has told of its own. */
-  async function updates(): Promise<{ all: number; hot: number }> {
-    await Promise.all(
-      Array.from({ length: 10 }, () => queue.query('select pg_stat_force_next_flush(), pg_sleep(0.05)')),
-    );
-    const [row] = await queue.query<{ all: number; hot: number }>(
-      `select n_tup_upd::integer as all, n_tup_hot_upd::integer as hot from pg_stat_user_tables
-       where relname = 'broadcast_queue_jobs'`,
-    );
-    return row ?? { all: 0, hot: 0 };
-  }
-});

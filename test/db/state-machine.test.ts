@@ -1,7 +1,8 @@
 /** Random histories of the queue, against a model of it. A failure prints its seed; STATE_MACHINE_SEED repeats it. */
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import fc from 'fast-check';
-import { commands, emptyModel, type Real } from '../support/queue-model.js';
+import { commands } from '../support/queue-commands.js';
+import { emptyModel, type Real } from '../support/queue-model.js';
 import { openQueue, type TestQueue } from '../support/store.js';
 
 const RUNS = 200;

@@ -138,6 +138,21 @@ describe('a broadcast', () => {
     expect(await reached('limited')).toMatchObject({ deliveries: 0 });
   });
 
+  test('cannot take the last place of somebody’s day together with another one', async () => {
+    const own = await createDatabase();
+    opened.push(() => own.drop());
+    await withSandbox({ databaseUrl: own.url, dailyLimit: 1 }, async (strict) => {
+      const jobs = ['one', 'two', 'three', 'four', 'five', 'six'];
+      const answers = await Promise.all(jobs.map((job) => call(strict, { job, payload: { broadcast_id: job } })));
+      expect(answers.map(({ body }) => body.progress?.processed)).toEqual(jobs.map(() => 1000));
+    });
+    const people = await own.query(
+      `select count(*)::integer as people, max(times)::integer as most
+       from (select count(*) as times from broadcast_sandbox.deliveries group by user_id) as person`,
+    );
+    expect(people).toEqual([{ people: 900, most: 1 }]);
+  });
+
   test('is sent no faster than the daemon asks', async () => {
     const start = performance.now();
     const payload = { broadcast_id: 'paced', segment_id: 'new' };

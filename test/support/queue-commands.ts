@@ -1,0 +1,240 @@
+/** What may happen to a queue, as commands that move a model and the real tables alike. */
+import { expect } from '@jest/globals';
+import fc from 'fast-check';
+import type { Claim, Settlement } from '../../src/queue/ports.js';
+import {
+  applySettlement,
+  command,
+  isClaimable,
+  isHeld,
+  isOver,
+  jobOf,
+  type Model,
+  type ModelJob,
+  pauseOr,
+  pick,
+  say,
+} from './queue-model.js';
+import { claim, fromNow, sqlState } from './store.js';
+
+const enqueue = (maxAttempts: number) =>
+  command(
+    `enqueue(${maxAttempts})`,
+    async (model, { queue }) => {
+      const { id, job_id } = await queue.insert({ max_attempts: maxAttempts, scheduled_at: fromNow('-1 minute') });
+      model.jobs.push({
+        id,
+        jobId: job_id,
+        maxAttempts,
+        status: 'pending',
+        lease: null,
+        attempts: 0,
+        epoch: 0,
+        sliced: false,
+        later: false,
+        pauseAsked: false,
+        pausedFrom: null,
+      });
+    },
+    ({ jobs }) => jobs.length < 6,
+  );
+
+const claimSome = (slots: number) =>
+  command(`claim(${slots})`, async (model, { store }) => {
+    const claimable = model.jobs.filter(isClaimable);
+    const claims = await claim(store, slots);
+    expect(claims).toHaveLength(Math.min(slots, claimable.length));
+    for (const claimed of claims) {
+      const job = jobOf(model, claimed);
+      expect(claimable).toContain(job);
+      job.attempts = job.status === 'pending' && job.attempts >= job.maxAttempts ? 1 : job.attempts + 1;
+      job.epoch += 1;
+      job.status = 'processing';
+      job.lease = claimed.leaseId;
+      job.pauseAsked = false;
+      expect(claimed.job).toMatchObject({ attempt: job.attempts, epoch: job.epoch });
+      model.claims.push(claimed);
+    }
+    const [first] = claims;
+    if (first) model.leases.set(first.leaseId, { expired: false, open: new Set(claims.map(({ job }) => job.id)) });
+  });
+
+const WORDS = [
+  { status: 'completed', result: '{}' },
+  { status: 'failed', errorMessage: 'refused' },
+  { status: 'cancelled' },
+  { status: 'retry', dueInMs: 0 },
+  { status: 'retry', dueInMs: 3_600_000, attempts: 'refund' },
+  { status: 'processing', dueInMs: 0, nextCursor: 'next', attempts: 'reset' },
+  { status: 'processing', dueInMs: 0, nextCursor: 'same', attempts: 'refund' },
+  { status: 'pending', attempts: 'refund', unstarted: true },
+  { status: 'paused', pausedFrom: 'pending' },
+] as const satisfies (Partial<Settlement> & Pick<Settlement, 'status'>)[];
+
+const settle = (n: number, word: (typeof WORDS)[number]) =>
+  command(
+    `settle(${n}, ${word.status})`,
+    async (model, real) => {
+      const job = pick(model.jobs.filter(isHeld), n);
+      const claimed = model.claims.find(({ leaseId, job: { id } }) => leaseId === job.lease && id === job.id);
+      if (!claimed) throw new Error('a lease that was never claimed');
+      // A retry with the attempts spent is a failure: the core never settles it otherwise.
+      const isSpent = word.status === 'retry' && word.dueInMs === 0 && job.attempts >= job.maxAttempts;
+      const said = isSpent ? { ...word, status: 'failed' as const, dueInMs: null } : word;
+      expect(await say(model, real, claimed, said)).toBe('settled');
+      applySettlement(job, said);
+    },
+    ({ jobs }) => jobs.some(isHeld),
+  );
+
+const isStale = (model: Model) => (claimed: Claim) => jobOf(model, claimed).lease !== claimed.leaseId;
+
+/** The late word of somebody who lost the job or has settled it already; now and then it looks like the same word. */
+const zombieSettle = (n: number, word: (typeof WORDS)[number]) =>
+  command(
+    `zombie settle(${n}, ${word.status})`,
+    async (model, real) => {
+      const claimed = pick(model.claims.filter(isStale(model)), n);
+      expect(await say(model, real, claimed, { ...word, raiseEpochAbove: 1000 })).not.toBe('settled');
+      real.refused += 1;
+    },
+    (model) => model.claims.some(isStale(model)),
+  );
+
+/** One heartbeat for every claim ever made, as of a worker that knows nothing of its losses. */
+const beat = command('beat', async (model, { store }) => {
+  const asked = new Map<string, string[]>();
+  for (const { leaseId, job } of model.claims) asked.set(leaseId, [...(asked.get(leaseId) ?? []), job.id]);
+  const held = model.jobs.filter(isHeld).map(({ id }) => id);
+  expect([...(await store.beat(asked))].sort()).toEqual(held.sort());
+  for (const lease of model.leases.values()) lease.expired = false;
+});
+
+const expire = (n: number) =>
+  command(
+    `expire(${n})`,
+    async (model, { queue }) => {
+      const [id, lease] = pick([...model.leases], n);
+      await queue.query(
+        "update broadcast_queue_leases set expires_at = now() - interval '1 second' where lease_id = $1",
+        [id],
+      );
+      lease.expired = true;
+    },
+    ({ leases }) => leases.size > 0,
+  );
+
+const reap = command('reap', async (model, { reaper }) => {
+  const expired = new Set([...model.leases].filter(([, lease]) => lease.expired).map(([id]) => id));
+  const lost = model.jobs.filter(({ lease }) => lease !== null && expired.has(lease));
+  for (const job of lost) {
+    const isSpent = job.attempts >= job.maxAttempts;
+    if (job.pauseAsked) pauseOr(job, isSpent ? 'pending' : 'retry');
+    else job.status = isSpent ? 'failed' : 'retry';
+    Object.assign(job, { lease: null, later: false, pauseAsked: false });
+  }
+  for (const id of expired) model.leases.delete(id);
+  const { reaped } = await reaper.reap();
+  expect(reaped.map(({ jobId, status }) => `${jobId} ${status}`).sort()).toEqual(
+    lost.map(({ jobId, status }) => `${jobId} ${status}`).sort(),
+  );
+});
+
+const release = (n: number) =>
+  command(
+    `release(${n})`,
+    async (model, { store }) => {
+      const [id] = pick([...model.leases], n);
+      const held = model.jobs.filter(({ lease }) => lease === id);
+      expect(await store.release([id])).toBe(held.length);
+      for (const job of held) {
+        pauseOr(job, job.sliced ? 'processing' : 'pending');
+        Object.assign(job, { lease: null, attempts: Math.max(job.attempts - 1, 0), later: false, pauseAsked: false });
+      }
+      model.leases.delete(id);
+    },
+    ({ leases }) => leases.size > 0,
+  );
+
+/** What an operator's function does to a job; null: its status does not allow it. */
+const OPERATIONS: Record<string, (job: ModelJob) => string | null> = {
+  broadcast_pause(job) {
+    if (isOver(job)) return null;
+    if (job.lease !== null) {
+      job.pauseAsked = true;
+      return 'pausing';
+    }
+    if (job.status !== 'paused') job.pausedFrom = job.status;
+    job.status = 'paused';
+    return 'paused';
+  },
+  broadcast_resume(job) {
+    if (job.lease !== null && job.pauseAsked) {
+      job.pauseAsked = false;
+      return 'processing';
+    }
+    if (job.status !== 'paused') return null;
+    job.status = job.pausedFrom ?? 'pending';
+    job.pausedFrom = null;
+    return job.status;
+  },
+  broadcast_cancel(job) {
+    if (isOver(job)) return null;
+    Object.assign(job, { status: 'cancelled', lease: null, epoch: job.epoch + 1, pauseAsked: false, pausedFrom: null });
+    return 'cancelled';
+  },
+  broadcast_retry(job) {
+    if (!['failed', 'cancelled', 'retry'].includes(job.status)) return null;
+    Object.assign(job, { status: 'pending', attempts: 0, epoch: job.epoch + 1, later: false });
+    return 'pending';
+  },
+};
+
+const operate = (n: number, name: string) =>
+  command(
+    `${name}(${n})`,
+    async (model, { queue }) => {
+      const job = pick(model.jobs, n);
+      const expected = OPERATIONS[name]?.(job);
+      const answer = queue.query(`select ${name}($1) as answer`, [job.jobId]);
+      if (expected === null) expect(await sqlState(answer)).toBe('55000');
+      else expect(await answer).toEqual([{ answer: expected }]);
+    },
+    ({ jobs }) => jobs.length > 0,
+  );
+
+const setToPending = (n: number) =>
+  command(
+    `update … set status = 'pending' (${n})`,
+    async (model, { queue }) => {
+      const job = pick(model.jobs, n);
+      await queue.query("update broadcast_queue_jobs set status = 'pending' where id = $1", [job.id]);
+      Object.assign(job, { status: 'pending', lease: null });
+    },
+    ({ jobs }) => jobs.length > 0,
+  );
+
+const which = fc.nat({ max: 11 });
+const words = fc.constantFrom(...WORDS);
+
+/** Sequences of commands, those that the others need more often. */
+export function commands(max: number) {
+  return fc.commands(
+    [
+      fc.integer({ min: 1, max: 3 }).map(enqueue),
+      fc.integer({ min: 1, max: 3 }).map(claimSome),
+      fc.integer({ min: 1, max: 3 }).map(claimSome),
+      fc.tuple(which, words).map((given) => settle(...given)),
+      fc.tuple(which, words).map((given) => settle(...given)),
+      fc.tuple(which, words).map((given) => zombieSettle(...given)),
+      fc.constant(beat),
+      which.map(expire),
+      fc.constant(reap),
+      which.map(release),
+      fc.tuple(which, fc.constantFrom(...Object.keys(OPERATIONS))).map((given) => operate(...given)),
+      fc.tuple(which, fc.constantFrom(...Object.keys(OPERATIONS))).map((given) => operate(...given)),
+      which.map(setToPending),
+    ],
+    { maxCommands: max, size: '+1' },
+  );
+}
