@@ -49,6 +49,8 @@ export async function startDaemon(config: Config, { logger, worker, random, mask
     url: config.database.url,
     schema: config.database.schema,
     applicationName: `broadcastd ${worker.id}`,
+    // A direct connection for LISTEN is given when the other one goes through a transaction pooler.
+    pooled: config.database.listenUrl !== null,
     connectionsMax: 5,
     statementTimeoutMs: 15_000,
   });

@@ -22,39 +22,47 @@ export function jobStore(database: Database, worker: Worker, settings: StoreSett
   return {
     async claim(leaseId, free, others) {
       const askedAt = performance.now();
-      const rows = await database.query<ClaimRow>(sql.claim, [
-        [...free.keys()],
-        [...free.values()].map((slots) => Math.max(slots, 0)),
-        others,
-        leaseId,
-        worker.id,
-        settings.leaseMs,
-        settings.maxPayloadBytes,
-      ]);
+      const rows = await database.query<ClaimRow>(
+        sql.claim,
+        [
+          [...free.keys()],
+          [...free.values()].map((slots) => Math.max(slots, 0)),
+          others,
+          leaseId,
+          worker.id,
+          settings.leaseMs,
+          settings.maxPayloadBytes,
+        ],
+        'claim',
+      );
       const claims = rows.filter((row) => row.id !== null).map((row) => toClaim(row, leaseId, askedAt));
       return { claims, nextDueMs: rows[0]?.next_due_ms ?? null };
     },
 
     async settle(settlements, finishedLeases) {
-      const rows = await database.query<{ answer: SettleAnswer }>(sql.settle, [
-        settings.masked(JSON.stringify(settlements.map(toRecord))),
-        finishedLeases,
-        worker.id,
-      ]);
+      const rows = await database.query<{ answer: SettleAnswer }>(
+        sql.settle,
+        [settings.masked(JSON.stringify(settlements.map(toRecord))), finishedLeases, worker.id],
+        'settle',
+      );
       return rows.map(({ answer }) => answer);
     },
 
     async beat(leases) {
-      const rows = await database.query<{ id: string }>(sql.beat, [
-        worker.id,
-        worker.version,
-        worker.host,
-        worker.pid,
-        JSON.stringify(settings.slots),
-        [...leases.keys()],
-        [...leases.values()].flat(),
-        settings.leaseMs,
-      ]);
+      const rows = await database.query<{ id: string }>(
+        sql.beat,
+        [
+          worker.id,
+          worker.version,
+          worker.host,
+          worker.pid,
+          JSON.stringify(settings.slots),
+          [...leases.keys()],
+          [...leases.values()].flat(),
+          settings.leaseMs,
+        ],
+        'beat',
+      );
       return new Set(rows.map(({ id }) => id));
     },
 
@@ -64,7 +72,7 @@ export function jobStore(database: Database, worker: Worker, settings: StoreSett
     },
 
     async reap() {
-      const rows = await database.query<ReapRow>(sql.reap, [settings.leaseMs, settings.ambiguous === 'pause']);
+      const rows = await database.query<ReapRow>(sql.reap, [settings.leaseMs, settings.ambiguous === 'pause'], 'reap');
       const reaped: Reaped[] = rows.flatMap((row) =>
         row.job_id === null
           ? []

@@ -11,6 +11,8 @@ export interface DatabaseSettings {
   readonly url: string | null;
   readonly schema: string;
   readonly applicationName: string;
+  /** The connection goes through a transaction pooler: nothing may outlive a statement. */
+  readonly pooled: boolean;
   readonly connectionsMax: number;
   readonly statementTimeoutMs: number;
 }
@@ -24,17 +26,18 @@ export interface Database {
   /**
    * Runs one statement in a transaction of its own; tries again, a few times, after a deadlock or a serialization
    * failure.
+   * @param name a statement with a name is planned once per connection, where there is no pooler
    * @throws DatabaseUnavailable, DataRefused, or the driver's error (a bug, a missing privilege, a wrong schema)
    */
-  query<R extends Row>(text: string, values?: readonly unknown[]): Promise<R[]>;
+  query<R extends Row>(text: string, values?: readonly unknown[], name?: string): Promise<R[]>;
   close(): Promise<void>;
 }
 
 export function openDatabase(settings: DatabaseSettings): Database {
   const pool = new pg.Pool({
     ...connectionOptions(settings.url, settings.applicationName),
+    ...(settings.pooled ? {} : { statement_timeout: settings.statementTimeoutMs, options: PLANNER_OPTIONS }),
     max: settings.connectionsMax,
-    statement_timeout: settings.statementTimeoutMs,
     // A little longer than the server's own, so that the server's clear error wins where the connection lives.
     query_timeout: settings.statementTimeoutMs + 2000,
     idleTimeoutMillis: 60_000,
@@ -45,11 +48,12 @@ export function openDatabase(settings: DatabaseSettings): Database {
 
   return {
     schema: settings.schema,
-    async query<R extends Row>(text: string, values: readonly unknown[] = []) {
+    async query<R extends Row>(text: string, values: readonly unknown[] = [], name?: string) {
+      const statement = { text, values: [...values], ...(name === undefined || settings.pooled ? {} : { name }) };
       for (let round = 1; ; round++) {
         try {
           // pool.query destroys the client after any error, so a half-open or demoted connection is not met twice.
-          return (await pool.query<R>(text, [...values])).rows;
+          return (await pool.query<R>(statement)).rows;
         } catch (error) {
           if (isTransientConflict(error) && round < CONFLICT_ROUNDS_MAX) continue;
           throw translated(error);
@@ -77,6 +81,12 @@ export function connectionOptions(url: string | null, applicationName: string): 
 export function identifier(name: string): string {
   return pg.escapeIdentifier(name);
 }
+
+/**
+ * Plans are kept, so they must be right for the table as it will be and not only as it was when it was empty: every
+ * statement of ours has an index to go by, and no sequential scan of it is ever right.
+ */
+const PLANNER_OPTIONS = '-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off';
 
 const CONFLICT_ROUNDS_MAX = 5;
 

@@ -91,6 +91,7 @@ describe('the number of jobs claimed', () => {
     const url = new URL(queue.url);
     url.searchParams.set('options', '-c enable_hashjoin=off -c enable_mergejoin=off');
     const nested = openDatabase({
+      pooled: false,
       url: url.href,
       schema: 'public',
       applicationName: 'nested loops',

@@ -13,6 +13,7 @@ let store: Store;
 beforeAll(async () => {
   queue = await openQueue();
   database = openDatabase({
+    pooled: false,
     url: queue.url,
     schema: 'public',
     applicationName: 'test',

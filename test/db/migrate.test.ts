@@ -167,6 +167,7 @@ describe('a schema of its own', () => {
     const { url } = await emptyDatabase();
     await migrate(url, 'queue_a');
     const database = openDatabase({
+      pooled: false,
       url,
       schema: 'queue_a',
       applicationName: 'test',

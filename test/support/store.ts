@@ -83,6 +83,7 @@ const TABLES = [
 export async function openQueue(): Promise<TestQueue> {
   const made = await createDatabase();
   const database = openDatabase({
+    pooled: false,
     url: made.url,
     schema: 'public',
     applicationName: 'broadcastd test',
