@@ -9,6 +9,7 @@ import { type Listener, listen } from '../db/listener.js';
 import { migrate, pendingMigrations, SchemaError } from '../db/migrate.js';
 import { openDatabase } from '../db/pool.js';
 import { jobPruner } from '../db/pruner.js';
+import { pauseQueue } from '../db/reports.js';
 import { DatabaseUnavailable } from '../errors.js';
 import { registry } from '../handlers/index.js';
 import { observe } from '../observe.js';
@@ -145,6 +146,9 @@ export async function startDaemon(config: Config, { logger, worker, random, mask
   } catch (error) {
     await closeConnections();
     throw error;
+  }
+  if (jobs.startPaused && (await pauseQueue(database, '*', 'START_PAUSED is set', worker.id))) {
+    logger.warn('all queues are paused, because START_PAUSED is set; SELECT broadcast_resume_queue() lets them go');
   }
   queue.start();
   maintenance.start();

@@ -215,7 +215,6 @@ export const settings = [
     group: 'Jobs',
     format: yesOrNo,
     default: 'false',
-    planned: true,
     meaning: 'Whether every queue starts paused: for a restored backup or a copy.',
   },
   {

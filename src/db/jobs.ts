@@ -218,6 +218,7 @@ export function statements(schema: string) {
   const leases = `${identifier(schema)}.broadcast_queue_leases`;
   const attempts = `${identifier(schema)}.broadcast_queue_attempts`;
   const workers = `${identifier(schema)}.broadcast_queue_workers`;
+  const pauses = `${identifier(schema)}.broadcast_queue_pauses`;
   const schedules = `${identifier(schema)}.broadcast_queue_schedules`;
   const usualQueue = `${identifier(schema)}.broadcast_usual_queue`;
 
@@ -242,7 +243,8 @@ export function statements(schema: string) {
           limit 1) next
       ), wanted as materialized (
         select lane.queue_name, array_agg(lane.priority order by lane.priority desc) as priorities,
-               coalesce(min(slots.free), $3::integer) as free
+               case when exists (select from ${pauses} p where p.queue_name in (lane.queue_name, '*')) then 0
+                    else coalesce(min(slots.free), $3::integer) end as free
         from lane left join unnest($1::text[], $2::integer[]) slots (queue_name, free) using (queue_name)
         group by lane.queue_name
       ), due as materialized (

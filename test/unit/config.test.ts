@@ -466,13 +466,12 @@ describe('warnings', () => {
     expect(warnings({ BROADCAST_SERVICE_URL: 'http://bot', BROADCAST_SERVICE_SECRET: signingSecret(32) })).toEqual([]);
   });
 
-  test.each(['RATE_LIMITS', 'METRICS_TOKEN', 'START_PAUSED', 'BROADCAST_SERVICE_LEVEL'])(
+  test.each(['RATE_LIMITS', 'METRICS_TOKEN', 'BROADCAST_SERVICE_LEVEL'])(
     '%s is checked, and said to have no effect yet',
     (name) => {
       const good: Record<string, string> = {
         RATE_LIMITS: 'bot:a=1',
         METRICS_TOKEN: 'x'.repeat(24),
-        START_PAUSED: 'true',
         BROADCAST_SERVICE_LEVEL: '2',
       };
       expect(warnings({ [name]: good[name] })).toEqual([`${name} is accepted but has no effect in this version.`]);

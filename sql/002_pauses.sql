@@ -1,0 +1,31 @@
+-- Pausing a queue, or all of them: durable, and obeyed by every daemon at its next claim, because the claim itself looks
+-- here. What runs already goes on to the end of its call.
+
+create table broadcast_queue_pauses (
+  queue_name  varchar(50) primary key,    -- '*' stands for every queue
+  paused_at   timestamptz not null default clock_timestamp(),
+  paused_by   text        not null default current_user,
+  reason      text
+);
+
+-- True if it was not paused before.
+create function broadcast_pause_queue(queue text default '*', reason text default null, paused_by text default null)
+returns boolean language plpgsql set search_path from current as $$
+begin
+  insert into broadcast_queue_pauses (queue_name, reason, paused_by)
+    values (queue, broadcast_pause_queue.reason, coalesce(broadcast_pause_queue.paused_by, current_user))
+    on conflict (queue_name) do nothing;
+  return found;
+end $$;
+
+-- True if it was paused. Resuming '*' lifts the pause of all; a queue that was paused by its name stays so.
+create function broadcast_resume_queue(queue text default '*')
+returns boolean language plpgsql set search_path from current as $$
+begin
+  delete from broadcast_queue_pauses where queue_name = queue;
+  if found then
+    perform pg_notify('broadcast_queue', '');
+    return true;
+  end if;
+  return false;
+end $$;
