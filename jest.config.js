@@ -5,6 +5,8 @@
 export default {
   roots: ['<rootDir>/test'],
   testMatch: ['**/*.test.ts'],
+  // These need PgBouncer, which no npm package brings: `npm run test:pooler`.
+  testPathIgnorePatterns: ['/node_modules/', '/test/pooler/'],
   extensionsToTreatAsEsm: ['.ts'],
   moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1' },
   transform: {

@@ -19,6 +19,11 @@ import { type JobRow, Screen } from './screen.js';
 
 const GIVE_UP_AFTER_MS = 120_000;
 const LOOK_EVERY_MS = 200;
+const JOBS = `
+  select job_id, job_type, queue_name, job_data, status, attempts, error_message, progress, result,
+         extract(epoch from started_at - greatest(created_at, scheduled_at))::float8 * 1000 as waited_ms,
+         extract(epoch from completed_at - started_at)::float8 * 1000 as took_ms
+  from broadcast_queue_jobs`;
 const program = fileURLToPath(new URL('../dist/main.js', import.meta.url));
 const untilDone = process.argv.includes('--once');
 const say = (line: string) => void process.stdout.write(`${line}\n`);
@@ -53,7 +58,7 @@ async function demo(): Promise<number> {
     // A minute between attempts is right for a broadcast and long for a demo.
     RETRY_BASE_DELAY_MS: process.env.RETRY_BASE_DELAY_MS ?? '2000',
   });
-  say(`The daemon runs; its API is at http://127.0.0.1:${port} and its log in ${log}`);
+  say(`The daemon runs; its API is at http://127.0.0.1:${port}${untilDone ? '' : ` and its log in ${log}`}`);
 
   const client = new pg.Client({ connectionString: databaseUrl });
   await client.connect();
@@ -67,7 +72,8 @@ async function demo(): Promise<number> {
     say(`    VALUES ('send_broadcast', '{\\"broadcast_id\\": 99}')"`);
     say(`  curl http://127.0.0.1:${port}/api/admin/queue/health`);
     say('Ctrl-C ends it and leaves nothing behind.');
-    await new Promise<void>((resolve) => stop.signal.addEventListener('abort', () => resolve(), { once: true }));
+    await follow(client, ids);
+    say('Stopping …');
   }
   return allCompleted ? 0 : 1;
 }
@@ -125,18 +131,24 @@ async function end(child: ChildProcess): Promise<void> {
   await exited;
 }
 
+/** Shows what is enqueued later on, one line per change, until the demo is stopped. */
+async function follow(client: pg.Client, shown: readonly string[]): Promise<void> {
+  const screen = new Screen(process.stdout, false);
+  while (!stop.signal.aborted) {
+    const { rows } = await client.query<JobRow>(`${JOBS} where job_id <> all($1::uuid[]) order by id limit 500`, [
+      shown,
+    ]);
+    screen.show(rows);
+    await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY_MS));
+  }
+}
+
 /** Shows the jobs until all have ended. @returns whether all completed */
 async function watch(client: pg.Client, ids: readonly string[]): Promise<boolean> {
-  const screen = new Screen(process.stdout);
+  const screen = new Screen(process.stdout, process.stdout.isTTY === true);
   const deadline = performance.now() + GIVE_UP_AFTER_MS;
   while (true) {
-    const { rows } = await client.query<JobRow>(
-      `select job_id, job_type, queue_name, job_data, status, attempts, error_message, progress, result,
-              extract(epoch from started_at - greatest(created_at, scheduled_at))::float8 * 1000 as waited_ms,
-              extract(epoch from completed_at - started_at)::float8 * 1000 as took_ms
-       from broadcast_queue_jobs where job_id = any($1::uuid[]) order by id`,
-      [ids],
-    );
+    const { rows } = await client.query<JobRow>(`${JOBS} where job_id = any($1::uuid[]) order by id`, [ids]);
     screen.show(rows);
     if (stop.signal.aborted) return false;
     const ended = rows.every(({ status }) => ['completed', 'failed', 'cancelled'].includes(status));

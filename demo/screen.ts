@@ -27,11 +27,15 @@ export class Screen {
   #drawn = 0;
   readonly #last = new Map<string, string>();
 
-  constructor(private readonly out: WriteStream) {}
+  /** @param inPlace draws over what it drew before */
+  constructor(
+    private readonly out: WriteStream,
+    private readonly inPlace: boolean,
+  ) {}
 
   show(rows: readonly JobRow[]): void {
     const lines = rows.map(stateLine);
-    if (this.out.isTTY) {
+    if (this.inPlace) {
       const up = this.#drawn > 0 ? `\u001b[${this.#drawn}A` : '';
       this.out.write(up + lines.map((line) => `\u001b[2K${line.slice(0, this.out.columns || 120)}\n`).join(''));
       this.#drawn = lines.length;

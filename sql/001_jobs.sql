@@ -85,8 +85,10 @@ create table broadcast_queue_jobs (
     queue_name ~ '^[a-z][a-z0-9_-]{0,49}$'
     and queue_name not in ('status', 'statistics', 'health', 'job', 'jobs', 'broadcast', 'pause', 'resume', 'limits',
                            'queues', 'workers', 'failures', 'events', 'schedules', 'audit')),
-  constraint attempts_not_negative check (attempts >= 0),
-  constraint max_attempts_positive check (max_attempts >= 1),
+  -- far below what the columns hold, so that no row can make a claim overflow
+  constraint attempts_in_range check (attempts between 0 and 1000000),
+  constraint max_attempts_in_range check (max_attempts between 1 and 1000000),
+  constraint epoch_in_range check (epoch between 0 and 2100000000),
   constraint step_scope_is_known check (step_scope in ('all', 'pending', 'failed', 'unknown'))
 ) with (
   -- room for the new version of a settled row beside the old one; vacuum early, for the claim reads past dead entries
@@ -207,30 +209,29 @@ create trigger broadcast_queue_defaults before insert on broadcast_queue_jobs
     or new.step_scope is null or new.flags is null or new.dry_run is null)
   execute function broadcast_queue_defaults();
 
--- The queue that a job type usually goes to.
+-- The queue that a job type usually goes to. The bodies of this function and the next are read once, here, so they can
+-- be inlined and yet mean the same under any search_path.
 create function broadcast_usual_queue(job_type text) returns text
-language sql immutable parallel safe as $$
-  select case job_type
-    when 'send_segment_broadcast' then 'segment-broadcasts'
-    when 'process_retries' then 'retries'
-    when 'cleanup_queue' then 'cleanup'
-    else 'broadcasts'
-  end
-$$;
+language sql immutable parallel safe
+return case job_type
+  when 'send_segment_broadcast' then 'segment-broadcasts'
+  when 'process_retries' then 'retries'
+  when 'cleanup_queue' then 'cleanup'
+  else 'broadcasts'
+end;
 
 -- The key under which a broadcast is queued once: for send_* the bot, the broadcast and the segment, else none.
 -- A JSON array as text, so that no id can look like another's combination.
 create function broadcast_usual_key(job_type text, job_data jsonb) returns text
-language sql immutable parallel safe as $$
-  select case
-    when job_type not in ('send_broadcast', 'send_segment_broadcast') then null
-    when coalesce(job_data ->> 'broadcast_id', job_data ->> 'broadcastId') is null then null
-    else jsonb_build_array(
-      'broadcast', job_data ->> 'bot_id',
-      coalesce(job_data ->> 'broadcast_id', job_data ->> 'broadcastId'),
-      coalesce(job_data ->> 'segment_id', job_data ->> 'segmentId'))::text
-  end
-$$;
+language sql immutable parallel safe
+return case
+  when job_type not in ('send_broadcast', 'send_segment_broadcast') then null
+  when coalesce(job_data ->> 'broadcast_id', job_data ->> 'broadcastId') is null then null
+  else jsonb_build_array(
+    'broadcast', job_data ->> 'bot_id',
+    coalesce(job_data ->> 'broadcast_id', job_data ->> 'broadcastId'),
+    coalesce(job_data ->> 'segment_id', job_data ->> 'segmentId'))::text
+end;
 
 -- What enqueueing returns: the job's row as its producer knows it, and whether it is new.
 create type broadcast_queue_enqueued as (
@@ -240,7 +241,8 @@ create type broadcast_queue_enqueued as (
 );
 
 -- Enqueues one job inside the caller's transaction. Where a live job with the same unique key is there already, that
--- one is returned, with `inserted` false. unique_key: 'auto' is the job type's usual key, null is none.
+-- one is returned, with `inserted` false. unique_key: 'auto' is the job type's usual key (a dry run has none, lest it
+-- stand in the way of the real thing), null is none.
 -- `delay` is counted from now; `scheduled_at` is an instant; give one of them.
 create function broadcast_enqueue(
   job_type      text,
@@ -259,7 +261,8 @@ language plpgsql set search_path from current as $$
 declare
   target  text := coalesce(broadcast_enqueue.queue, broadcast_usual_queue(broadcast_enqueue.job_type));
   key     text := case broadcast_enqueue.unique_key
-                    when 'auto' then broadcast_usual_key(broadcast_enqueue.job_type, broadcast_enqueue.job_data)
+                    when 'auto' then case when not coalesce(broadcast_enqueue.dry_run, false)
+                      then broadcast_usual_key(broadcast_enqueue.job_type, broadcast_enqueue.job_data) end
                     else broadcast_enqueue.unique_key end;
   answer  broadcast_queue_enqueued;
 begin
@@ -295,6 +298,13 @@ begin
     using errcode = 'serialization_failure';
 end $$;
 
+-- A live duplicate that was there a moment ago and is not any more: nothing to return and nothing inserted.
+create function broadcast_queue_vanished() returns uuid language plpgsql as $$
+begin
+  raise exception 'broadcast_enqueue_many: a live job with the same key finished just now; enqueue the batch again'
+    using errcode = 'serialization_failure';
+end $$;
+
 -- Enqueues a batch: a JSON array of objects whose members are broadcast_enqueue's parameters. One statement, one
 -- notification. Answers in the order given.
 create function broadcast_enqueue_many(jobs jsonb)
@@ -302,11 +312,16 @@ returns table (job_id uuid, inserted boolean)
 language plpgsql set search_path from current as $$
 #variable_conflict use_column
 declare
-  total    integer := jsonb_array_length(jobs);
+  total    integer;
   names    uuid[];
   added    integer;
   unknown  text;
 begin
+  if jsonb_typeof(jobs) is distinct from 'array' then
+    raise exception 'broadcast_enqueue_many: give a JSON array of jobs, not %', coalesce(jsonb_typeof(jobs), 'null')
+      using errcode = 'invalid_parameter_value';
+  end if;
+  total := jsonb_array_length(jobs);
   select member into unknown
   from jsonb_array_elements(jobs) job, jsonb_object_keys(job) member
   where member not in ('job_type', 'job_data', 'queue', 'delay', 'priority', 'max_attempts', 'unique_key',
@@ -329,7 +344,8 @@ begin
     coalesce(job ->> 'queue', broadcast_usual_queue(job ->> 'job_type')), job ->> 'job_type', job -> 'job_data',
     coalesce((job ->> 'priority')::smallint, 0), coalesce((job ->> 'max_attempts')::integer, 3),
     case when job ? 'unique_key' and job ->> 'unique_key' is distinct from 'auto' then job ->> 'unique_key'
-      else broadcast_usual_key(job ->> 'job_type', job -> 'job_data') end,
+      when not coalesce((job ->> 'dry_run')::boolean, false)
+      then broadcast_usual_key(job ->> 'job_type', job -> 'job_data') end,
     (job ->> 'expires_at')::timestamptz, coalesce((job ->> 'dry_run')::boolean, false), job ->> 'traceparent',
     coalesce((job ->> 'scheduled_at')::timestamptz, now() + coalesce((job ->> 'delay')::interval, interval '0'))
   from jsonb_array_elements(jobs) with ordinality as item (job, ord)
@@ -343,7 +359,7 @@ begin
   end if;
   -- Some were there already, or twice in the batch: name the live job of their key instead.
   return query
-    select coalesce(mine.job_id, live.job_id), mine.job_id is not null
+    select coalesce(mine.job_id, live.job_id, broadcast_queue_vanished()), mine.job_id is not null
     from jsonb_array_elements(jobs) with ordinality as item (job, ord)
     left join broadcast_queue_jobs mine on mine.job_id = names[ord]
     left join lateral (
@@ -456,6 +472,7 @@ begin
   update broadcast_queue_jobs
     set status = 'pending', attempts = 0, epoch = j.epoch + 1, lease_id = null, scheduled_at = clock_timestamp(),
         next_retry_at = null, completed_at = null, stalled_calls = 0, stalled_since = null, hold_reason = null,
+        error_message = null, error_code = null,
         updated_at = clock_timestamp()
     where id = j.id;
   perform pg_notify('broadcast_queue', '');

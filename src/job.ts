@@ -11,6 +11,9 @@ export interface Job {
   readonly jobId: string;
   readonly queue: string;
   readonly type: string;
+  /** As the payload has them, for people who look at a log; at most 100 characters. */
+  readonly broadcastId: string | null;
+  readonly segmentId: string | null;
   /** `job_data` as the JSON text that Postgres holds. Passed on as it is, never re-serialised. */
   readonly payload: string;
   /** This attempt, from 1: consecutive attempts without progress. */

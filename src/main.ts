@@ -7,14 +7,25 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { migrateCommand } from './cli/migrate.js';
 import { sandbox } from './cli/sandbox.js';
 import { startDaemon } from './cli/start.js';
 import { loadConfig } from './config.js';
-import { migrate, SchemaError } from './db/migrate.js';
+import { SchemaError } from './db/migrate.js';
 import { ConfigError, DatabaseUnavailable } from './errors.js';
 import { createLogger, maskOf } from './logger.js';
 
 const EXIT = { failed: 1, usage: 2, database: 69, configuration: 78 } as const;
+
+/** By SQLSTATE: what an administrator has to change when the database refuses. */
+const REFUSALS: Record<string, string> = {
+  '28P01': 'Check the user and the password in DATABASE_URL.',
+  '28000': 'Check the user in DATABASE_URL, and whether pg_hba.conf lets it in from here.',
+  '3D000': 'Check the name of the database in DATABASE_URL, or create it.',
+  '42501':
+    'Migrations need the owner of the tables (MIGRATE_DATABASE_URL) and, since PostgreSQL 15, GRANT CREATE ON SCHEMA; ' +
+    'all else the worker of deploy/roles.sql, which is to be run again after an upgrade.',
+};
 
 const version: string = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')).version;
 const read = (path: string) => readFileSync(path, 'utf8');
@@ -39,13 +50,15 @@ program
 
 program
   .command('migrate')
-  .description('bring the database schema up to date')
-  .action(async () => {
-    const { config, warnings } = loadConfig({ BROADCAST_SERVICE_URL: 'http://unused.invalid', ...process.env }, read);
+  .description('bring the database schema up to date, and an older table over to it')
+  .option('--plan', 'say what would be done, and change nothing')
+  .option('--legacy-timezone <zone>', 'the zone that the times of an older table were meant in, such as Europe/Berlin')
+  .option('--json', 'print one JSON document')
+  .action(async (options: { plan?: true; legacyTimezone?: string; json?: true }) => {
+    const { config, warnings } = loadConfig({ BROADCAST_SERVICE_URL: 'http://127.0.0.1', ...process.env }, read);
     for (const warning of warnings) complain(`warning: ${warning}`);
     const { migrateUrl, url, schema } = config.database;
-    const applied = await migrate(migrateUrl ?? url, schema);
-    print(applied.length === 0 ? 'The schema is up to date.' : `Applied: ${applied.join(', ')}.`);
+    await migrateCommand(migrateUrl ?? url, schema, { ...options, print, complain });
   });
 
 program
@@ -135,18 +148,32 @@ function explain(error: unknown): number {
     complain(`broadcastd does not fit this database: ${error.message}`);
     return EXIT.failed;
   }
-  if (isPortTaken(error)) {
-    complain(
-      `broadcastd cannot listen on ${error.address}:${error.port}: it is taken. Set PORT (or --port) to another.`,
-    );
+  if (isNoAddress(error)) {
+    const why = error.code === 'EADDRINUSE' ? 'it is taken' : error.code;
+    complain(`broadcastd cannot listen on ${error.address}:${error.port}: ${why}.`);
+    complain('  Set HOST and PORT (of the sandbox: --host and --port) to an address of this machine that is free.');
     return EXIT.failed;
+  }
+  const refusal = databaseRefusal(error);
+  if (refusal) {
+    complain(`broadcastd is refused by the database: ${refusal.message}`);
+    complain(`  ${refusal.advice}`);
+    return refusal.exit;
   }
   complain(`broadcastd failed: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
   return EXIT.failed;
 }
 
-function isPortTaken(error: unknown): error is Error & { address: string; port: number } {
-  return error instanceof Error && 'code' in error && error.code === 'EADDRINUSE';
+function isNoAddress(error: unknown): error is Error & { code: string; address: string; port: number } {
+  return error instanceof Error && 'syscall' in error && error.syscall === 'listen';
+}
+
+/** Null: it is something else. */
+function databaseRefusal(error: unknown): { message: string; advice: string; exit: number } | null {
+  if (!(error instanceof Error) || !('code' in error) || typeof error.code !== 'string') return null;
+  const advice = REFUSALS[error.code];
+  if (advice === undefined) return null;
+  return { message: error.message, advice, exit: error.code === '42501' ? EXIT.failed : EXIT.database };
 }
 
 function integer(min: number, max: number) {

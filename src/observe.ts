@@ -38,8 +38,8 @@ export function observe(events: Events, logger: Logger): void {
     logger.info({ ...ended(claim, settlement), ...remarks(settlement) }, 'job handed back');
   });
   events.on('lost', (claim, settlement) => {
-    const line = { ...ended(claim, settlement), refused: settlement.status };
-    seldom('warn', 'lost', line, 'lease lost: the late result was refused');
+    const line = { ...ended(claim, settlement), refused_status: settlement.status };
+    seldom('warn', 'lost', line, 'lease lost: the job was cancelled, reaped or taken over; our late word is refused');
   });
   events.on('reaped', (jobs) => {
     for (const job of jobs) {
@@ -49,7 +49,7 @@ export function observe(events: Events, logger: Logger): void {
   });
   events.on('scheduled', ({ name, type }) => logger.info({ schedule: name, job_type: type }, 'scheduled job added'));
   events.on('databaseDown', (doing, error) => {
-    seldom('error', `database ${doing}`, { doing, error: error.message }, 'the database does not answer; trying on');
+    seldom('error', 'database', { doing, error: error.message }, 'the database does not answer; trying on');
   });
   events.on('databaseUp', (downMs) => logger.info({ down_ms: Math.round(downMs) }, 'the database answers again'));
   events.on('fault', (doing, error) => {
@@ -60,7 +60,14 @@ export function observe(events: Events, logger: Logger): void {
 }
 
 function named({ job }: Claim) {
-  return { job_id: job.jobId, job_type: job.type, queue: job.queue };
+  const { jobId, type, queue, broadcastId, segmentId } = job;
+  return {
+    job_id: jobId,
+    job_type: type,
+    queue,
+    ...(broadcastId === null ? {} : { broadcast_id: broadcastId }),
+    ...(segmentId === null ? {} : { segment_id: segmentId }),
+  };
 }
 
 function attempted(claim: Claim) {
@@ -81,8 +88,8 @@ function failure({ errorCode, errorMessage, httpStatus, flags }: Settlement) {
   };
 }
 
-function remarks({ flags }: Settlement) {
-  return flags.length > 0 ? { flags } : {};
+function remarks({ flags, progress }: Settlement) {
+  return { ...(progress ? { progress } : {}), ...(flags.length > 0 ? { flags } : {}) };
 }
 
 function rounded(ms: number | null) {
@@ -90,7 +97,7 @@ function rounded(ms: number | null) {
 }
 
 const FLOOD_WINDOW_MS = 10_000;
-const FLOOD_LINES_PER_WINDOW = 10;
+const FLOOD_LINES_PER_WINDOW = { warn: 10, error: 2 };
 const FLOOD_KEYS_MAX = 500;
 
 type Seldom = (level: 'warn' | 'error', key: string, line: object, message: string) => void;
@@ -111,7 +118,7 @@ function floodgate(logger: Logger): Seldom {
         logger[level]({ ...line, suppressed: opened.suppressed }, `${message} (and ${opened.suppressed} more like it)`);
       }, FLOOD_WINDOW_MS).unref();
     }
-    if (window.lines++ < FLOOD_LINES_PER_WINDOW) logger[level](line, message);
+    if (window.lines++ < FLOOD_LINES_PER_WINDOW[level]) logger[level](line, message);
     else window.suppressed++;
   };
 }

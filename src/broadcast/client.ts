@@ -4,7 +4,7 @@
  * once: repeating it is the queue's business, which counts attempts and keeps the leases.
  */
 import { Pool } from 'undici';
-import { type AbortReason, Interrupted } from '../errors.js';
+import { type AbortReason, Interrupted, PermanentError } from '../errors.js';
 import type { BroadcastService, Job, Outcome } from '../job.js';
 import { readAnswer } from './answer.js';
 import { exchange, NoReply } from './exchange.js';
@@ -13,6 +13,8 @@ import type { Reply } from './reply.js';
 import { createRequestWriter, type RequestOptions, type WrittenRequest } from './request.js';
 
 export interface BroadcastClientOptions extends RequestOptions {
+  /** What the service is known to speak; null: not known. */
+  readonly level: number | null;
   /** For a whole call, from waiting for a connection to the last byte of the body; less than 2^31. */
   readonly timeoutMs: number;
   /** At most; a call beyond them waits for one, within its timeout. */
@@ -48,6 +50,7 @@ export function createBroadcastClient(options: BroadcastClientOptions): Broadcas
 
   async function call(job: Job, signal: AbortSignal): Promise<Outcome> {
     if (signal.aborted) throw interrupted(signal, false);
+    if (job.dryRun) refuseBelowSlices(options.level);
     const request = write(job);
     const reply = await exchange(pool, request, timeoutMs, signal).catch((why: unknown) => {
       throw withoutReply(why, request, signal);
@@ -79,6 +82,15 @@ export function createBroadcastClient(options: BroadcastClientOptions): Broadcas
   }
 
   return { call, close };
+}
+
+/** A plain service does not know dry runs and would send for real. */
+function refuseBelowSlices(level: number | null): void {
+  if (level !== null && level >= 2) return;
+  throw new PermanentError(
+    `a dry run needs a service of level 2, which does not send then; this one ${level === null ? 'has not said its level' : `speaks level ${level}`} (BROADCAST_SERVICE_LEVEL)`,
+    { code: 'dry_run_unsupported' },
+  );
 }
 
 function interrupted(signal: AbortSignal, requestWritten: boolean): Interrupted {

@@ -59,9 +59,14 @@ const UNREACHABLE = new Set([
   'UND_ERR_CONNECT_TIMEOUT',
 ]);
 
+const UNTRUSTED_CERTIFICATE = /^(SELF_SIGNED_CERT_IN_CHAIN|DEPTH_ZERO_SELF_SIGNED_CERT|UNABLE_TO_)/;
+
 function obstacle(errorCode: string, isTls: boolean): [code: string, what: string] {
   if (errorCode === 'ENOTFOUND' || errorCode.startsWith('EAI_')) return ['dns', 'the host name was not found'];
   if (UNREACHABLE.has(errorCode) || !isTls) return ['connection_refused', 'no connection'];
+  if (UNTRUSTED_CERTIFICATE.test(errorCode)) {
+    return ['tls', "the service's certificate is not trusted: name the file of its CA in NODE_EXTRA_CA_CERTS"];
+  }
   return ['tls', 'no secure connection'];
 }
 

@@ -5,7 +5,7 @@ import { buildAdmin, type DaemonState } from '../admin/server.js';
 import { createBroadcastClient } from '../broadcast/client.js';
 import type { Config } from '../config.js';
 import { jobStore } from '../db/jobs.js';
-import { type Listener, listen } from '../db/listener.js';
+import { type Listener, listen, Unheard } from '../db/listener.js';
 import { migrate, pendingMigrations, SchemaError } from '../db/migrate.js';
 import { openDatabase } from '../db/pool.js';
 import { jobPruner } from '../db/pruner.js';
@@ -52,6 +52,8 @@ export async function startDaemon(config: Config, { logger, worker, random, mask
     applicationName: `broadcastd ${worker.id}`,
     // A direct connection for LISTEN is given when the other one goes through a transaction pooler.
     pooled: config.database.listenUrl !== null,
+    onPooled: (how) =>
+      logger.info({ how }, 'the database connection goes through a pooler: statements are planned anew each time'),
     connectionsMax: 5,
     statementTimeoutMs: 15_000,
   });
@@ -69,6 +71,7 @@ export async function startDaemon(config: Config, { logger, worker, random, mask
     maxItems: service.maxItems,
     secrets: service.secrets,
     token: service.token,
+    level: service.level,
     version: worker.version,
     connections: connectionsFor(slots),
   });
@@ -103,11 +106,12 @@ export async function startDaemon(config: Config, { logger, worker, random, mask
     url: config.database.listenUrl ?? config.database.url,
     channel: 'broadcast_queue',
     applicationName: `broadcastd listen ${worker.id}`,
+    notify: async (channel) => void (await database.query("select pg_notify($1, '')", [channel])),
     watchEveryMs: 10_000,
     answerWithinMs: 5000,
     random,
   });
-  wakeOnNotifications(listener, queue, logger);
+  wakeOnNotifications(listener, queue, logger, config);
 
   let running = false;
   let draining = false;
@@ -147,8 +151,11 @@ export async function startDaemon(config: Config, { logger, worker, random, mask
     await closeConnections();
     throw error;
   }
-  if (jobs.startPaused && (await pauseQueue(database, '*', 'START_PAUSED is set', worker.id))) {
-    logger.warn('all queues are paused, because START_PAUSED is set; SELECT broadcast_resume_queue() lets them go');
+  if (jobs.startPaused) {
+    await pauseQueue(database, '*', 'START_PAUSED is set', worker.id);
+    const { schema } = config.database;
+    const resume = `SELECT ${schema === 'public' ? '' : `${schema}.`}broadcast_resume_queue()`;
+    logger.warn(`all queues are paused, because START_PAUSED is set; ${resume} lets them go`);
   }
   queue.start();
   maintenance.start();
@@ -213,17 +220,25 @@ function schedulesOf({ schedules }: Config): Schedule[] {
   );
 }
 
-function wakeOnNotifications(listener: Listener, queue: QueueWorker, logger: Logger): void {
-  let deaf = false;
+function wakeOnNotifications(listener: Listener, queue: QueueWorker, logger: Logger, config: Config): void {
+  let told: string | null = null;
   listener.events.on('notified', () => queue.wake());
   listener.events.on('listening', () => {
-    deaf = false;
+    told = null;
     logger.info('listening for notifications');
     // What was sent while nobody listened is gone.
     queue.wake();
   });
   listener.events.on('deaf', (error) => {
-    if (!deaf) logger.warn({ error: error.message }, 'not listening for notifications; polling until it is again');
-    deaf = true;
+    const trouble = error instanceof Unheard ? unheardAdvice(config) : 'not listening for notifications';
+    if (trouble === told) return;
+    told = trouble;
+    logger.warn({ error: error.message }, `${trouble}; polling every ${config.jobs.pollIntervalMs} ms meanwhile`);
   });
+}
+
+function unheardAdvice({ database }: Config): string {
+  return database.listenUrl === null
+    ? 'notifications do not arrive, as behind a pooler in transaction mode: set LISTEN_DATABASE_URL to a direct connection'
+    : 'notifications do not arrive: LISTEN_DATABASE_URL must be a direct connection, to the database of DATABASE_URL';
 }

@@ -133,10 +133,9 @@ export const settings = [
     name: 'BROADCAST_SERVICE_LEVEL',
     group: 'Broadcast service',
     format: integer('', 0, 3),
-    planned: true,
     example: '2',
     meaning:
-      'What the service can do, for one that does not say so itself (0 plain, 1 idempotent, 2 sliced, 3 operation).',
+      'What the service can do: 0 plain, 1 idempotent, 2 sliced, 3 operation. Below 2 (or unset) dry runs are refused.',
   },
   {
     name: 'CONCURRENCY',

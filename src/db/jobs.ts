@@ -119,6 +119,8 @@ interface ClaimRow extends Row {
   job_id: string;
   queue_name: string;
   job_type: string;
+  broadcast_id: string | null;
+  segment_id: string | null;
   job_data: string | null;
   payload_bytes: number;
   attempts: number;
@@ -156,6 +158,8 @@ function toClaim(row: ClaimRow, leaseId: string, askedAt: number): Claim {
     jobId: row.job_id,
     queue: row.queue_name,
     type: row.job_type,
+    broadcastId: row.broadcast_id,
+    segmentId: row.segment_id,
     payload: row.job_data ?? '',
     attempt: row.attempts,
     maxAttempts: row.max_attempts,
@@ -223,6 +227,9 @@ export function statements(schema: string) {
   const usualQueue = `${identifier(schema)}.broadcast_usual_queue`;
 
   return {
+    // Rows to be written are named twice, by a join and by an array: without the array a plan made while the table was
+    // empty, and kept, would read the table from end to end in the join.
+
     // $1 queues, $2 their free slots, $3 free slots of each other queue, $4 lease, $5 worker, $6 lease ms, $7 max bytes.
     // `lane` finds every queue and priority by a loose scan of the claim's index, one probe each, so that rows of a
     // priority that are far in the future do not stand in the way of a lower one that is due. Each lane is read in the
@@ -265,7 +272,7 @@ export function statements(schema: string) {
             attempts = case when j.status = 'pending' and j.attempts >= j.max_attempts then 1 else j.attempts + 1 end,
             started_at = coalesce(j.started_at, now()), completed_at = null, pause_requested_at = null,
             hold_reason = null, updated_at = now()
-        from due where j.id = due.id
+        from due where j.id = due.id and j.id = any(array(select id from due))
         returning j.*, due.place, (extract(epoch from now()) - extract(epoch from due.due_at))::float8 * 1000 as waited_ms
       ), leased as (
         insert into ${leases} (lease_id, worker_id, job_ids, created_at, expires_at)
@@ -280,7 +287,9 @@ export function statements(schema: string) {
            where j.queue_name = wanted.queue_name and j.priority = lane.priority and j.due_at > now()
            order by j.due_at limit 1) soon
          where wanted.free > 0) as next_due_ms,
-        c.id, c.job_id, c.queue_name, c.job_type, c.attempts, c.max_attempts, c.epoch, c.step_seq, c.step_cursor,
+        c.id, c.job_id, c.queue_name, c.job_type,
+        left(coalesce(c.job_data ->> 'broadcast_id', c.job_data ->> 'broadcastId'), 100) as broadcast_id,
+        left(coalesce(c.job_data ->> 'segment_id', c.job_data ->> 'segmentId'), 100) as segment_id, c.attempts, c.max_attempts, c.epoch, c.step_seq, c.step_cursor,
         c.step_scope, c.previous_failure, c.dry_run, c.traceparent, c.created_at, c.scheduled_at, c.expires_at,
         octet_length(data.json) as payload_bytes,
         case when octet_length(data.json) <= $7::integer then data.json end as job_data,
@@ -328,7 +337,7 @@ export function statements(schema: string) {
             completed_at = case when s.status in ('completed', 'failed', 'cancelled') then clock_timestamp() end,
             updated_at = clock_timestamp()
         from s
-        where j.id = s.id and j.lease_id = s.lease and j.status = 'processing'
+        where j.id = s.id and j.id = any(array(select id from s)) and j.lease_id = s.lease and j.status = 'processing'
         returning j.id, s.place, j.epoch, j.attempts, j.step_seq
       ), recorded as (
         insert into ${attempts}
@@ -377,7 +386,8 @@ export function statements(schema: string) {
           attempts = greatest(j.attempts - 1, 0), next_retry_at = now(),
           started_at = case when j.started_at = gone.created_at then null else j.started_at end, updated_at = now()
       from gone cross join unnest(gone.job_ids) held (id)
-      where j.id = held.id and j.lease_id = gone.lease_id and j.status = 'processing'
+      where j.id = held.id and j.id = any(array(select unnest(job_ids) from gone))
+        and j.lease_id = gone.lease_id and j.status = 'processing'
       returning j.id`,
 
     // $1 lease ms, $2 pause what may have been carried out.
@@ -411,7 +421,8 @@ export function statements(schema: string) {
             stalled_calls = j.stalled_calls + 1, stalled_since = coalesce(j.stalled_since, clock_timestamp()),
             updated_at = clock_timestamp()
         from expired e cross join unnest(e.job_ids) held (id)
-        where j.id = held.id and j.lease_id = e.lease_id and j.status = 'processing'
+        where j.id = held.id and j.id = any(array(select unnest(job_ids) from expired))
+          and j.lease_id = e.lease_id and j.status = 'processing'
         returning j.id, j.job_id, j.job_type, j.status, j.epoch, j.attempts, j.step_seq, j.error_message,
                   e.worker_id, e.created_at
       ), gone as (
@@ -455,7 +466,7 @@ export function statements(schema: string) {
         where id > $4::bigint order by id limit $5::integer
       ), doomed as (
         delete from ${jobs} j using walked w
-        where j.id = w.id
+        where j.id = w.id and j.id = any(array(select id from walked))
           and ($3::text is null or j.queue_name = $3)
           and (j.status = 'completed' and j.completed_at < now() - $1::float8 * interval '1 day'
                or j.status in ('failed', 'cancelled') and j.completed_at < now() - $2::float8 * interval '1 day')

@@ -1,11 +1,12 @@
 /**
  * Hears notifications, for as long as it takes. pg-listen does the listening; what it cannot be trusted with is done
  * here: it is never allowed to reconnect by itself (it gives up, or keeps reconnecting after it was closed), and a
- * watchdog sends a notification to itself, because a half-open socket says nothing for many minutes. On any trouble the
- * whole subscriber is thrown away, socket included, and a new one is made.
+ * watchdog has a notification sent to it, because a half-open socket says nothing for many minutes, and behind a
+ * transaction pooler LISTEN succeeds and is worth nothing. On any trouble the whole subscriber is thrown away, socket
+ * included, and a new one is made.
  */
 import { randomBytes } from 'node:crypto';
-import { EventEmitter, once } from 'node:events';
+import { EventEmitter } from 'node:events';
 import { Socket } from 'node:net';
 import pgListen from 'pg-listen';
 import { connectionOptions } from './pool.js';
@@ -14,6 +15,11 @@ export interface ListenerSettings {
   readonly url: string | null;
   readonly channel: string;
   readonly applicationName: string;
+  /**
+   * Sends a notification to a channel, over another connection: what a connection behind a pooler tells itself may
+   * arrive, though nothing else does.
+   */
+  readonly notify: (channel: string) => Promise<void>;
   /** How often the watchdog looks, and how long an answer may take, in milliseconds. */
   readonly watchEveryMs: number;
   readonly answerWithinMs: number;
@@ -24,7 +30,7 @@ interface ListenerEvents {
   /** Listening, for the first time or again: whatever was sent meanwhile is gone, so look. */
   listening: [];
   notified: [];
-  /** Not listening; it goes on trying. */
+  /** Not listening; it goes on trying. `Unheard` when it could listen, but notifications do not arrive. */
   deaf: [Error];
 }
 
@@ -32,6 +38,11 @@ export interface Listener {
   readonly events: EventEmitter<ListenerEvents>;
   readonly listening: boolean;
   close(): Promise<void>;
+}
+
+/** LISTEN was accepted, and yet the first notification did not arrive: so it is with a pooler in transaction mode. */
+export class Unheard extends Error {
+  override readonly name = 'Unheard';
 }
 
 /** Starts listening in the background and never gives up until closed. */
@@ -42,15 +53,17 @@ export function listen(settings: ListenerSettings): Listener {
 
   const done = (async () => {
     while (!closing.signal.aborted) {
+      let againAfterMs = RECONNECT_AFTER_MS;
       try {
         await listenOnce(settings, closing.signal, events, state);
       } catch (error) {
         if (closing.signal.aborted) break;
+        if (error instanceof Unheard) againAfterMs = UNHEARD_AFTER_MS;
         events.emit('deaf', error instanceof Error ? error : new Error(String(error)));
       } finally {
         state.listening = false;
       }
-      await pause(RECONNECT_AFTER_MS * (0.5 + settings.random()), closing.signal);
+      await pause(againAfterMs * (0.5 + settings.random()), closing.signal);
     }
   })();
 
@@ -67,6 +80,8 @@ export function listen(settings: ListenerSettings): Listener {
 }
 
 const RECONNECT_AFTER_MS = 500;
+/** Nothing heals by itself there: somebody has to change an address, or the pooler's mode. */
+const UNHEARD_AFTER_MS = 60_000;
 const CONNECT_WITHIN_MS = 5000;
 
 /** One subscriber's life: resolves when closing, throws when it is of no more use. */
@@ -89,26 +104,44 @@ async function listenOnce(
   );
   const trouble = new Promise<never>((_, reject) => subscriber.events.on('error', reject));
   trouble.catch(() => {});
-  const echoes = new EventEmitter<{ echo: [] }>();
   const echoChannel = `${settings.channel}_echo_${randomBytes(6).toString('hex')}`;
+  let onEcho = () => {};
+
+  /** Whether a notification arrives; false when none could be sent, which says nothing about the listener. */
+  async function hears(): Promise<boolean> {
+    const inTime = () => pause(settings.answerWithinMs, closing).then(() => false);
+    const echo = new Promise<boolean>((resolve) => {
+      onEcho = () => resolve(true);
+    });
+    const sent = settings.notify(echoChannel).then(
+      () => true,
+      () => false,
+    );
+    if (!(await Promise.race([sent, inTime(), trouble]))) return false;
+    if (await Promise.race([echo, inTime(), trouble])) return true;
+    const what = `a notification sent to it did not arrive within ${settings.answerWithinMs} ms`;
+    throw state.listening ? new Error(what) : new Unheard(what);
+  }
+
   try {
     const connected = subscriber.connect();
     connected.catch(() => {});
     await within(CONNECT_WITHIN_MS, 'connecting', Promise.race([connected, trouble]), closing);
     subscriber.notifications.on(settings.channel, () => events.emit('notified'));
-    subscriber.notifications.on(echoChannel, () => echoes.emit('echo'));
+    subscriber.notifications.on(echoChannel, () => onEcho());
     const subscribed = Promise.all([subscriber.listenTo(settings.channel), subscriber.listenTo(echoChannel)]);
     subscribed.catch(() => {});
     await within(settings.answerWithinMs, 'LISTEN', Promise.race([subscribed, trouble]), closing);
-    state.listening = true;
-    events.emit('listening');
-    while (true) {
+    while (!closing.aborted) {
+      if (await hears()) {
+        if (!state.listening) {
+          state.listening = true;
+          events.emit('listening');
+        }
+      } else if (!state.listening) {
+        throw new Error('no notification could be sent to try it');
+      }
       await Promise.race([pause(settings.watchEveryMs, closing), trouble]);
-      if (closing.aborted) return;
-      const echo = once(echoes, 'echo');
-      const sent = subscriber.notify(echoChannel);
-      sent?.catch(() => {});
-      await within(settings.answerWithinMs, 'its own notification', Promise.race([echo, trouble]), closing);
     }
   } finally {
     // A polite end first; the socket goes in any case.

@@ -4,6 +4,7 @@
  */
 import { readdir, readFile } from 'node:fs/promises';
 import pg from 'pg';
+import { explainOldTable, findOldTable } from './legacy-shape.js';
 import { connectionOptions, identifier, translated } from './pool.js';
 
 export interface Migration {
@@ -32,17 +33,10 @@ export async function knownMigrations(): Promise<Migration[]> {
  */
 export async function migrate(url: string | null, schema: string): Promise<string[]> {
   const known = await knownMigrations();
-  const client = new pg.Client(connectionOptions(url, 'broadcastd migrate'));
-  client.on('error', () => {});
   const applied: string[] = [];
-  try {
-    await client.connect();
+  await connected(url, async (client) => {
     while (await applyNext(client, schema, known, applied));
-  } catch (error) {
-    throw translated(error);
-  } finally {
-    await client.end().catch(() => {});
-  }
+  });
   return applied;
 }
 
@@ -52,12 +46,22 @@ export async function migrate(url: string | null, schema: string): Promise<strin
  */
 export async function pendingMigrations(url: string | null, schema: string): Promise<string[]> {
   const known = await knownMigrations();
+  const version = await connected(url, (client) => schemaVersion(client, schema, known));
+  return known.filter((migration) => migration.version > version).map(({ name }) => name);
+}
+
+/** The schema and this daemon do not fit together, and what to do about it. */
+export class SchemaError extends Error {
+  override readonly name = 'SchemaError';
+}
+
+/** Does some work on a connection of its own. @throws what the work throws, or DatabaseUnavailable */
+export async function connected<T>(url: string | null, work: (client: pg.Client) => Promise<T>): Promise<T> {
   const client = new pg.Client(connectionOptions(url, 'broadcastd migrate'));
   client.on('error', () => {});
   try {
     await client.connect();
-    const version = await schemaVersion(client, schema, known);
-    return known.filter((migration) => migration.version > version).map(({ name }) => name);
+    return await work(client);
   } catch (error) {
     throw translated(error);
   } finally {
@@ -65,9 +69,23 @@ export async function pendingMigrations(url: string | null, schema: string): Pro
   }
 }
 
-/** The schema and this daemon do not fit together, and what to do about it. */
-export class SchemaError extends Error {
-  override readonly name = 'SchemaError';
+/** The first steps of a transaction that migrates: one at a time, inside the schema, which is made if need be. */
+export async function enterSchema(client: pg.Client, schema: string): Promise<void> {
+  await client.query('select pg_advisory_xact_lock(hashtextextended($1, 0))', [`broadcastd migrate ${schema}`]);
+  // `if not exists` alone asks for the privilege to create one even where the schema is there.
+  const { rows } = await client.query('select to_regnamespace($1) as there', [identifier(schema)]);
+  if (rows[0]?.there === null) await client.query(`create schema if not exists ${identifier(schema)}`);
+  await client.query(`set local search_path = ${identifier(schema)}, pg_temp`);
+}
+
+/** Applies one migration and records it, inside the caller's transaction, which has entered the schema. */
+export async function apply(client: pg.Client, { version, name, sql }: Migration): Promise<void> {
+  await client.query(
+    `create table if not exists broadcast_queue_migrations (
+       version integer primary key, name text not null, applied_at timestamptz not null default now())`,
+  );
+  await client.query(sql);
+  await client.query('insert into broadcast_queue_migrations (version, name) values ($1, $2)', [version, name]);
 }
 
 async function applyNext(
@@ -78,26 +96,12 @@ async function applyNext(
 ): Promise<boolean> {
   await client.query('begin');
   try {
-    await client.query('select pg_advisory_xact_lock(hashtextextended($1, 0))', [`broadcastd migrate ${schema}`]);
-    // `if not exists` alone asks for the privilege to create one even where the schema is there.
-    const { rows } = await client.query('select to_regnamespace($1) as there', [identifier(schema)]);
-    if (rows[0]?.there === null) await client.query(`create schema if not exists ${identifier(schema)}`);
-    await client.query(`set local search_path = ${identifier(schema)}, pg_temp`);
+    await enterSchema(client, schema);
     const version = await schemaVersion(client, schema, known);
     const next = known.find((migration) => migration.version > version);
-    if (next) {
-      await client.query(
-        `create table if not exists broadcast_queue_migrations (
-           version integer primary key, name text not null, applied_at timestamptz not null default now())`,
-      );
-      await client.query(next.sql);
-      await client.query('insert into broadcast_queue_migrations (version, name) values ($1, $2)', [
-        next.version,
-        next.name,
-      ]);
-      applied.push(next.name);
-    }
+    if (next) await apply(client, next);
     await client.query('commit');
+    if (next) applied.push(next.name);
     return next !== undefined;
   } catch (error) {
     await client.query('rollback').catch(() => {});
@@ -113,6 +117,8 @@ async function schemaVersion(client: pg.Client, schema: string, known: readonly 
   );
   if (!rows[0]?.ours) {
     if (!rows[0]?.jobs) return 0;
+    const old = await findOldTable(client, schema);
+    if (old) throw new SchemaError(explainOldTable(old));
     throw new SchemaError(
       `the schema "${schema}" has a table broadcast_queue_jobs that broadcastd did not make; ` +
         'rename it, or set DATABASE_SCHEMA to another schema',

@@ -3,6 +3,7 @@
  * try, nobody's fault), does it refuse a value (that row's fault), or is it a bug. Every statement has a deadline on
  * both sides, and a client that erred is never reused.
  */
+import { accessSync, constants } from 'node:fs';
 import pg from 'pg';
 import { DatabaseUnavailable, DataRefused } from '../errors.js';
 
@@ -11,8 +12,10 @@ export interface DatabaseSettings {
   readonly url: string | null;
   readonly schema: string;
   readonly applicationName: string;
-  /** The connection goes through a transaction pooler: nothing may outlive a statement. */
+  /** The connection is known to go through a pooler: nothing may outlive a statement. Otherwise that is found out. */
   readonly pooled: boolean;
+  /** Called once, when the connection turns out to go through a pooler. */
+  readonly onPooled?: (how: string) => void;
   readonly connectionsMax: number;
   readonly statementTimeoutMs: number;
 }
@@ -34,9 +37,47 @@ export interface Database {
 }
 
 export function openDatabase(settings: DatabaseSettings): Database {
+  let pooled = settings.pooled;
+  let pool = openPool(settings, pooled ? {} : sessionOptions(settings));
+  const pools = [pool];
+
+  /** Of several statements that meet the refusal, the first one changes over and tells. */
+  function changeOver(how: string): void {
+    if (pooled) return;
+    pooled = true;
+    pool = openPool(settings, {});
+    pools.push(pool);
+    settings.onPooled?.(how);
+  }
+
+  return {
+    schema: settings.schema,
+    async query<R extends Row>(text: string, values: readonly unknown[] = [], name?: string) {
+      for (let round = 1; ; round++) {
+        const asPooled = pooled;
+        const statement = { text, values: [...values], ...(name === undefined || asPooled ? {} : { name }) };
+        try {
+          // pool.query destroys the client after any error, so a half-open or demoted connection is not met twice.
+          return (await pool.query<R>(statement)).rows;
+        } catch (error) {
+          if (!asPooled && isPoolersRefusal(error)) changeOver(messageOf(error));
+          else if (!isTransientConflict(error) || round >= CONFLICT_ROUNDS_MAX) throw translated(error);
+        }
+      }
+    },
+    async close() {
+      await Promise.all(pools.map((each) => each.end()));
+    },
+  };
+}
+
+function openPool(
+  settings: DatabaseSettings,
+  session: Pick<pg.PoolConfig, 'statement_timeout' | 'options' | 'onConnect'>,
+) {
   const pool = new pg.Pool({
     ...connectionOptions(settings.url, settings.applicationName),
-    ...(settings.pooled ? {} : { statement_timeout: settings.statementTimeoutMs, options: PLANNER_OPTIONS }),
+    ...session,
     max: settings.connectionsMax,
     // A little longer than the server's own, so that the server's clear error wins where the connection lives.
     query_timeout: settings.statementTimeoutMs + 2000,
@@ -45,36 +86,64 @@ export function openDatabase(settings: DatabaseSettings): Database {
   // A dying idle connection is the pool's affair: without a listener it would end the process.
   pool.on('error', () => {});
   pool.on('connect', (client) => client.on('error', () => {}));
+  return pool;
+}
 
+/** What a connection of our own is opened with. A pooler refuses it, or drops it, which is then seen on connecting. */
+function sessionOptions({ schema, statementTimeoutMs }: DatabaseSettings) {
+  // Our statements name the schema of every table and function, but operators are looked up: only there and, first,
+  // in pg_catalog, lest another role's operator in "public" fits better (CVE-2018-1058).
+  const searchPath = `-c search_path=${identifier(schema)},pg_temp`;
   return {
-    schema: settings.schema,
-    async query<R extends Row>(text: string, values: readonly unknown[] = [], name?: string) {
-      const statement = { text, values: [...values], ...(name === undefined || settings.pooled ? {} : { name }) };
-      for (let round = 1; ; round++) {
-        try {
-          // pool.query destroys the client after any error, so a half-open or demoted connection is not met twice.
-          return (await pool.query<R>(statement)).rows;
-        } catch (error) {
-          if (isTransientConflict(error) && round < CONFLICT_ROUNDS_MAX) continue;
-          throw translated(error);
-        }
-      }
-    },
-    async close() {
-      await pool.end();
+    statement_timeout: statementTimeoutMs,
+    options: `${PLANNER_OPTIONS} ${searchPath}`,
+    async onConnect(client: pg.ClientBase) {
+      const { rows } = await client.query("select current_setting('plan_cache_mode') as mode");
+      if (rows[0]?.mode !== 'force_generic_plan') throw new SettingsDropped();
     },
   };
 }
 
-/** What every connection of ours has in common. */
+class SettingsDropped extends Error {
+  override readonly name = 'SettingsDropped';
+  override readonly message = 'the settings that a connection was opened with are dropped';
+}
+
+/** PgBouncer (08P01) and RDS Proxy (0A000) refuse what would outlive a transaction; other poolers just drop it. */
+function isPoolersRefusal(error: unknown): boolean {
+  return (
+    error instanceof SettingsDropped || /unsupported startup parameter|command-line options/i.test(messageOf(error))
+  );
+}
+
+/**
+ * What every connection of ours has in common.
+ * @throws DatabaseUnavailable when a certificate's file that the address names cannot be read
+ */
 export function connectionOptions(url: string | null, applicationName: string): pg.ClientConfig {
   return {
-    ...(url === null ? {} : { connectionString: url }),
+    ...(url === null ? {} : { connectionString: withReadableFiles(url) }),
     application_name: applicationName,
     connectionTimeoutMillis: 5000,
     keepAlive: true,
     keepAliveInitialDelayMillis: 10_000,
   };
+}
+
+/** The driver reads these files as well, but where it cannot, it throws without saying what the file is for. */
+function withReadableFiles(url: string): string {
+  const parameters = new URLSearchParams(url.split('?')[1] ?? '');
+  for (const name of ['sslrootcert', 'sslcert', 'sslkey']) {
+    const file = parameters.get(name);
+    if (!file) continue;
+    try {
+      accessSync(file, constants.R_OK);
+    } catch (error) {
+      const message = `the file that ${name} names in its address cannot be read: ${messageOf(error)}`;
+      throw new DatabaseUnavailable(message, { cause: error });
+    }
+  }
+  return url;
 }
 
 /** A name as SQL, quoted. */
@@ -107,6 +176,8 @@ const AWAY_MESSAGES =
 export function translated(error: unknown): unknown {
   const code = codeOf(error) ?? '';
   const message = messageOf(error);
+  const advice = encryptionAdvice(code, message);
+  if (advice !== null) return new DatabaseUnavailable(`${message}; ${advice}`, { cause: error });
   const isSqlState = /^[0-9A-Z]{5}$/.test(code);
   if (isSqlState && DATA_CLASSES.includes(code.slice(0, 2))) {
     return new DataRefused(message, { cause: error });
@@ -116,6 +187,26 @@ export function translated(error: unknown): unknown {
     : code !== '' || AWAY_MESSAGES.test(message);
   return away ? new DatabaseUnavailable(message || code, { cause: error }) : error;
 }
+
+/** The driver checks the certificate whenever the address asks for TLS, unlike psql: the commonest stumbling block. */
+function encryptionAdvice(code: string, message: string): string | null {
+  if (UNTRUSTED_CERTIFICATE.test(code)) {
+    return (
+      "the server's certificate is not trusted here: add sslmode=verify-full&sslrootcert=<file of its CA> to the " +
+      'address, or sslmode=no-verify to encrypt without checking it'
+    );
+  }
+  if (code === 'ERR_TLS_CERT_ALTNAME_INVALID') {
+    return 'write the host as the certificate names it, or add sslmode=no-verify to encrypt without checking it';
+  }
+  if (/no pg_hba.conf entry.*(no encryption|SSL off)/.test(message)) {
+    return 'if the server demands TLS, add sslmode=verify-full to the address';
+  }
+  if (/server does not support SSL/.test(message)) return 'add sslmode=disable to the address, or turn TLS on there';
+  return null;
+}
+
+const UNTRUSTED_CERTIFICATE = /^(SELF_SIGNED_CERT_IN_CHAIN|DEPTH_ZERO_SELF_SIGNED_CERT|UNABLE_TO_)/;
 
 // Read by their members: an error that comes from another realm is no instance of our Error.
 

@@ -182,13 +182,13 @@ function endCircling(claim: Claim, settlement: Settlement): Settlement {
   if (!settlement.stalled || settlement.status === 'failed' || settlement.status === 'paused') return settlement;
   const calls = claim.stalledCalls + 1;
   if (calls < STALLED_CALLS_LIMIT && claim.stalledForMs < STALLED_TIME_LIMIT_MS) return settlement;
-  const hours = Math.floor(claim.stalledForMs / 3_600_000);
+  const minutes = Math.ceil(claim.stalledForMs / 60_000);
   const last = settlement.errorMessage ?? settlement.holdReason ?? 'the cursor did not move on';
   return {
     ...settlement,
     status: 'paused',
     pausedFrom: settlement.status === 'processing' ? 'processing' : 'retry',
-    holdReason: boundedText(`no progress in ${calls} calls over ${hours} h; the last: ${last}`),
+    holdReason: boundedText(`no progress in ${calls} calls within ${minutes} min; the last: ${last}`),
     record: 'paused',
   };
 }

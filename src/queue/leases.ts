@@ -10,6 +10,8 @@ interface Lease {
   /** On this process's monotonic clock: no call may begin after it. */
   deadline: number;
   readonly jobs: Map<string, AbortController>;
+  /** A settlement of one of its jobs was never written: the row must stay, so that the reaper finds that job. */
+  leftToReaper: boolean;
 }
 
 export class Leases {
@@ -20,7 +22,7 @@ export class Leases {
   /** @param askedAt when the claim was sent; the lease cannot have begun earlier */
   add(leaseId: string, claims: readonly Claim[], askedAt: number): void {
     const jobs = new Map(claims.map((claim) => [claim.job.id, new AbortController()]));
-    this.#held.set(leaseId, { deadline: askedAt + this.#safeMs, jobs });
+    this.#held.set(leaseId, { deadline: askedAt + this.#safeMs, jobs, leftToReaper: false });
   }
 
   signal(claim: Claim): AbortSignal {
@@ -38,15 +40,19 @@ export class Leases {
   finishedBy(batch: readonly Settlement[]): string[] {
     const settled = new Map<string, number>();
     for (const { leaseId } of batch) settled.set(leaseId, (settled.get(leaseId) ?? 0) + 1);
-    return [...settled].filter(([id, count]) => this.#held.get(id)?.jobs.size === count).map(([id]) => id);
+    return [...settled.keys()].filter((id) => {
+      const lease = this.#held.get(id);
+      return lease?.jobs.size === settled.get(id) && !lease?.leftToReaper;
+    });
   }
 
-  forget(batch: readonly Settlement[]): void {
-    for (const { leaseId, id } of batch) {
-      const lease = this.#held.get(leaseId);
-      lease?.jobs.delete(id);
-      if (lease?.jobs.size === 0) this.#held.delete(leaseId);
-    }
+  /** @param answered the database has answered; else the job is left to its lease's end, which is renewed no more for it */
+  forget({ leaseId, id }: Settlement, answered: boolean): void {
+    const lease = this.#held.get(leaseId);
+    if (!lease) return;
+    lease.jobs.delete(id);
+    if (!answered) lease.leftToReaper = true;
+    if (lease.jobs.size === 0) this.#held.delete(leaseId);
   }
 
   /** One heartbeat. @throws DatabaseUnavailable */

@@ -51,9 +51,10 @@ export class Settler {
     while (this.#queue.length > 0) {
       const batch = this.#queue.splice(0, BATCH_MAX);
       const answers = await this.#write(batch.map(({ settlement }) => settlement));
-      this.leases.forget(batch.map(({ settlement }) => settlement));
-      batch.forEach(({ resolve }, i) => {
-        resolve(answers[i] ?? null);
+      batch.forEach(({ settlement, resolve }, i) => {
+        const answer = answers[i] ?? null;
+        this.leases.forget(settlement, answer !== null);
+        resolve(answer);
       });
     }
     this.#flushing = false;

@@ -108,12 +108,15 @@ describe('a settlement', () => {
     expect(await claimOne(store)).toMatchObject({ first: true, job: { attempt: 1, epoch: 2 } });
   });
 
-  test('pauses a job, and says where a resume leads', async () => {
-    const row = await settled({ status: 'paused', pausedFrom: 'pending', holdReason: 'look at it' });
-    expect(row).toMatchObject({ status: 'paused', paused_from: 'pending', hold_reason: 'look at it', due_at: null });
-    await queue.query('select broadcast_resume($1)', [row.job_id]);
-    expect((await claimOne(store)).job.id).toBe(row.id);
-  });
+  test.each(['pending', 'retry', 'processing'] as const)(
+    'pauses a job, and a resume leads to %s',
+    async (pausedFrom) => {
+      const row = await settled({ status: 'paused', pausedFrom, holdReason: 'look at it' });
+      expect(row).toMatchObject({ status: 'paused', paused_from: pausedFrom, hold_reason: 'look at it', due_at: null });
+      await queue.query('select broadcast_resume($1)', [row.job_id]);
+      expect((await claimOne(store)).job.id).toBe(row.id);
+    },
+  );
 
   test('sets the count of attempts back when the call made progress', async () => {
     const row = await settled(

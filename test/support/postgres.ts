@@ -55,7 +55,8 @@ export async function makeDatabase(server: string, from: string): Promise<TestDa
 
 export const SERVER_VARIABLE = 'BROADCASTD_TEST_SERVER';
 
-function serverUrl(): string {
+/** Where the tests' server is. */
+export function serverUrl(): string {
   const url = process.env[SERVER_VARIABLE];
   if (!url) throw new Error(`${SERVER_VARIABLE} is not set: the tests' global setup did not run`);
   return url;

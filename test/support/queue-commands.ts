@@ -69,6 +69,7 @@ const WORDS = [
   { status: 'processing', dueInMs: 0, nextCursor: 'same', attempts: 'refund' },
   { status: 'pending', attempts: 'refund', unstarted: true },
   { status: 'paused', pausedFrom: 'pending' },
+  { status: 'paused', pausedFrom: 'processing' },
 ] as const satisfies (Partial<Settlement> & Pick<Settlement, 'status'>)[];
 
 const settle = (n: number, word: (typeof WORDS)[number]) =>

@@ -63,11 +63,11 @@ export function command(
 }
 
 async function compare(model: Model, { queue }: Real, epochs: ReadonlyMap<string, number>): Promise<void> {
-  const rows = await queue.jobs();
+  const [rows, held] = await Promise.all([queue.jobs(), queue.leases()]);
   expect(rows.map(seen)).toEqual(
     model.jobs.map(({ id, status, lease, attempts, epoch }) => ({ id, status, lease, attempts, epoch })),
   );
-  const leases = new Set((await queue.leases()).map(({ lease_id }) => lease_id));
+  const leases = new Set(held.map(({ lease_id }) => lease_id));
   expect([...leases].sort()).toEqual([...model.leases.keys()].sort());
   for (const row of rows) {
     expect(row.attempts).toBeLessThanOrEqual(row.max_attempts);

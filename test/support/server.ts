@@ -84,7 +84,7 @@ interface SystemUser {
 }
 
 /** PostgreSQL refuses to run as root: then it runs as `nobody`. Undefined: as who we are. */
-async function systemUser(): Promise<SystemUser | undefined> {
+export async function systemUser(): Promise<SystemUser | undefined> {
   if (process.getuid?.() !== 0) return undefined;
   const passwd = await readFile('/etc/passwd', 'utf8');
   const [, , uid, gid] = /^nobody:.*$/m.exec(passwd)?.[0].split(':') ?? [];

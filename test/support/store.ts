@@ -78,6 +78,7 @@ const TABLES = [
   'broadcast_queue_attempts',
   'broadcast_queue_workers',
   'broadcast_queue_schedules',
+  'broadcast_queue_pauses',
 ];
 
 export async function openQueue(): Promise<TestQueue> {
@@ -128,7 +129,7 @@ export async function openQueue(): Promise<TestQueue> {
     async clear() {
       // What a failed test left open must not stand in the way of the next one.
       await Promise.all(sessions.map((client) => client.query('rollback')));
-      for (const table of TABLES) await database.query(`delete from ${table}`);
+      await database.query(TABLES.map((table) => `delete from ${table}`).join('; '));
     },
     async close() {
       await Promise.all(sessions.map((client) => client.end()));

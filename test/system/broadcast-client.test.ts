@@ -37,6 +37,17 @@ beforeEach(async () => {
   opened = [];
 });
 
+test.each([null, 0, 1])('a dry run is not even called below level 2 (%s)', async (level) => {
+  const dryRun = connect({ level }).call(aJob({ dryRun: true }), new AbortController().signal);
+  await expect(dryRun).rejects.toMatchObject({ name: 'PermanentError', code: 'dry_run_unsupported' });
+  expect(server.requests).toHaveLength(0);
+});
+
+test('a dry run is called at level 2, and says so', async () => {
+  await connect({ level: 2 }).call(aJob({ dryRun: true }), new AbortController().signal);
+  expect(JSON.parse(server.requests[0]?.body ?? '').job.dry_run).toBe(true);
+});
+
 afterEach(async () => {
   for (const one of opened) await one.close();
   await server.close();
@@ -52,6 +63,7 @@ function connect(options: Partial<BroadcastClientOptions> = {}): BroadcastClient
     token: null,
     version: '1.2.3',
     connections: 4,
+    level: null,
     ...options,
   });
   opened.push(client);
@@ -64,6 +76,8 @@ function aJob(members: Partial<Job> = {}): Job {
     jobId: 'job-7',
     queue: 'default',
     type: 'send_broadcast',
+    broadcastId: null,
+    segmentId: null,
     payload: '{"text":"hello"}',
     attempt: 2,
     maxAttempts: 5,

@@ -66,7 +66,7 @@ test('a port that is taken is said in one line', async () => {
     PORT: String(service.port),
   });
   expect(code).toBe(1);
-  expect(stderr).toContain(`:${service.port}: it is taken`);
+  expect(stderr).toContain(`:${service.port}: it is taken.`);
 });
 
 test('secrets appear in no log line and in no row, even where the service echoes them', async () => {

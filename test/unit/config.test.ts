@@ -466,18 +466,14 @@ describe('warnings', () => {
     expect(warnings({ BROADCAST_SERVICE_URL: 'http://bot', BROADCAST_SERVICE_SECRET: signingSecret(32) })).toEqual([]);
   });
 
-  test.each(['RATE_LIMITS', 'METRICS_TOKEN', 'BROADCAST_SERVICE_LEVEL'])(
-    '%s is checked, and said to have no effect yet',
-    (name) => {
-      const good: Record<string, string> = {
-        RATE_LIMITS: 'bot:a=1',
-        METRICS_TOKEN: 'x'.repeat(24),
-        BROADCAST_SERVICE_LEVEL: '2',
-      };
-      expect(warnings({ [name]: good[name] })).toEqual([`${name} is accepted but has no effect in this version.`]);
-      expect(faults({ [name]: '?' })).toEqual([expect.stringContaining(`${name}: `)]);
-    },
-  );
+  test.each(['RATE_LIMITS', 'METRICS_TOKEN'])('%s is checked, and said to have no effect yet', (name) => {
+    const good: Record<string, string> = {
+      RATE_LIMITS: 'bot:a=1',
+      METRICS_TOKEN: 'x'.repeat(24),
+    };
+    expect(warnings({ [name]: good[name] })).toEqual([`${name} is accepted but has no effect in this version.`]);
+    expect(faults({ [name]: '?' })).toEqual([expect.stringContaining(`${name}: `)]);
+  });
 
   test.each([
     ['POLL_INTERVALL_MS', 'POLL_INTERVAL_MS'],

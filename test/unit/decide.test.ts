@@ -14,6 +14,8 @@ function claimOf(job: Partial<Job> = {}, claim: Partial<Claim> = {}): Claim {
       jobId: 'j',
       queue: 'broadcasts',
       type: 'send_broadcast',
+      broadcastId: null,
+      segmentId: null,
       payload: '{}',
       attempt: 1,
       maxAttempts: 3,
@@ -179,7 +181,7 @@ describe('what follows', () => {
     expect(settle(wait, many)).toMatchObject({
       status: 'paused',
       pausedFrom: 'retry',
-      holdReason: 'no progress in 50 calls over 2 h; the last: it failed',
+      holdReason: 'no progress in 50 calls within 120 min; the last: it failed',
     });
     expect(settle(wait, long).status).toBe('paused');
     expect(settle(wait, claimOf({}, { stalledCalls: STALLED_CALLS_LIMIT - 2 })).status).toBe('retry');
