@@ -6,8 +6,8 @@
 --     worker     the daemon with AUTO_MIGRATE=false: reads and writes every row, and has no DDL.
 --     viewer     reads everything, writes nothing.
 --
--- The tables belong to whoever ran `broadcastd migrate`. Run this afterwards, as that role or a superuser, and again
--- after each upgrade, for a new version may bring new tables:
+-- The tables belong to whoever ran `broadcastd migrate`. Run this afterwards, as a superuser or that role (which needs
+-- CREATEROLE where the roles are missing), and again after each upgrade, for a new version may bring new tables:
 --
 --     psql "$MIGRATE_DATABASE_URL" -v ON_ERROR_STOP=1 -f deploy/roles.sql
 --
@@ -98,12 +98,12 @@ begin
   end if;
   execute format('grant usage on schema %I to %s', schema_name, everyone);
 
-  -- A bot may have tables of its own beside ours, so ours are told by their name and owner.
+  -- All that migrations make is called so, and an older table that stepped aside for ours is called broadcast_queue_jobs_….
   for item in
     select c.oid::regclass as name, c.relname = 'broadcast_queue_migrations' as is_history
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where n.nspname = schema_name and c.relkind in ('r', 'p', 'v') and c.relowner = owner
-      and c.relname like 'broadcast\_queue\_%'
+    where n.nspname = schema_name and c.relkind in ('r', 'p', 'v') and c.relname like 'broadcast\_queue\_%'
+      and c.relname not like 'broadcast\_queue\_jobs\_%'
   loop
     execute format('revoke all on %s from public, %s', item.name, everyone);
     execute format('grant select on %s to %s, %s, %s', item.name, viewer, operator, worker);
@@ -117,6 +117,7 @@ begin
   execute format('grant insert on %I.broadcast_queue_attempts to %s', schema_name, operator);
   execute format('grant insert, delete on %I.broadcast_queue_pauses to %s', schema_name, operator);
 
+  -- A bot may have functions of its own whose names begin like ours, so ours are told by their owner as well.
   for item in
     select p.oid::regprocedure as signature, p.proname::text as name
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace

@@ -95,8 +95,12 @@ export function describeBroughtOver({ rows, verdicts, applied, backup, lockedMs 
       ([verdict, n]) => `  ${number(n)} ${verdict}${verdict === fate(verdict) ? '' : `: ${fate(verdict)}`}`,
     ),
     '',
-    'Look at the paused ones; each says in hold_reason how to resume or cancel it:',
-    `  SELECT job_id, job_type, job_data, created_at, hold_reason FROM ${inSchema}${TABLE} WHERE status = 'paused';`,
+    ...(counted.some(([verdict]) => VERDICTS[verdict] === 'paused')
+      ? [
+          'Look at the paused ones; each says in hold_reason how to resume or cancel it:',
+          `  SELECT job_id, job_type, job_data, created_at, hold_reason FROM ${inSchema}${TABLE} WHERE status = 'paused';`,
+        ]
+      : []),
     'Stop the old worker if it still runs, then start the daemon: broadcastd start.',
     `The old table is kept. When nobody needs it any more: DROP TABLE ${inSchema}${backup};`,
   ];

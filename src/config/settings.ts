@@ -214,7 +214,7 @@ export const settings = [
     group: 'Jobs',
     format: yesOrNo,
     default: 'false',
-    meaning: 'Whether every queue starts paused: for a restored backup or a copy.',
+    meaning: 'Whether every queue starts paused, until broadcast_resume_queue(): for a restored backup or a copy.',
   },
   {
     name: 'SCHEDULE_TZ',

@@ -22,7 +22,9 @@ async function provide(): Promise<Pick<PrivateServer, 'url' | 'close'>> {
     .withEnvironment({ POSTGRES_PASSWORD: 'postgres' })
     .withCommand(['postgres', '-c', 'fsync=off', '-c', 'max_connections=200'])
     .withExposedPorts(5432)
-    .withWaitStrategy(Wait.forListeningPorts())
+    // An open port is not enough: while the server recovers it answers there, but takes nobody in.
+    .withHealthCheck({ test: ['CMD', 'pg_isready', '--host=127.0.0.1'], interval: 250, timeout: 5000, retries: 240 })
+    .withWaitStrategy(Wait.forHealthCheck())
     .start();
   return {
     url: `postgresql://postgres:postgres@${container.getHost()}:${container.getMappedPort(5432)}/postgres`,
