@@ -1,3 +1,4 @@
+-- serves: 1
 -- broadcastd: a queue of broadcasts in one table.
 --
 -- A bot inserts a row into broadcast_queue_jobs, in its own transaction; a daemon claims it, calls the bot team's

@@ -1,3 +1,4 @@
+-- serves: 1
 -- Pausing a queue, or all of them: durable, and obeyed by every daemon at its next claim, because the claim itself looks
 -- here. What runs already goes on to the end of its call.
 

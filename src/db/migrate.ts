@@ -1,6 +1,8 @@
 /**
  * Brings the database's schema up to date: the numbered files of sql/, forward only, one transaction each. Any number of
  * processes may do so at once; a transaction-level advisory lock lets one through at a time, also behind a pooler.
+ * A daemon works with a newer schema than it knows as long as that one says that it still serves it, so old and new
+ * daemons run side by side during an upgrade.
  */
 import { readdir, readFile } from 'node:fs/promises';
 import pg from 'pg';
@@ -11,25 +13,28 @@ export interface Migration {
   readonly version: number;
   readonly name: string;
   readonly sql: string;
+  /** The oldest schema version that a daemon must know to work with the schema as this migration leaves it. */
+  readonly serves: number;
 }
 
 /** The migrations that this version of the daemon brings, in order. */
 export async function knownMigrations(): Promise<Migration[]> {
   const folder = new URL('../../sql/', import.meta.url);
   const names = (await readdir(folder)).filter((name) => /^\d{3}_.+\.sql$/.test(name)).sort();
-  return Promise.all(
-    names.map(async (name) => ({
-      version: Number(name.slice(0, 3)),
-      name: name.replace(/\.sql$/, ''),
-      sql: await readFile(new URL(name, folder), 'utf8'),
-    })),
-  );
+  return Promise.all(names.map(async (name) => parsed(name, await readFile(new URL(name, folder), 'utf8'))));
+}
+
+/** Every file begins by saying whom it still serves, because whoever writes it has to think of the daemons that run. */
+function parsed(file: string, sql: string): Migration {
+  const serves = /^-- serves: (\d+)\n/.exec(sql)?.[1];
+  if (serves === undefined) throw new Error(`sql/${file} does not begin with "-- serves: N"`);
+  return { version: Number(file.slice(0, 3)), name: file.replace(/\.sql$/, ''), sql, serves: Number(serves) };
 }
 
 /**
  * Applies what is missing. Safe when many processes start at once.
  * @returns the names of the migrations applied by this call, in order
- * @throws DatabaseUnavailable; SchemaError when the schema is newer than this daemon, or the table is not ours
+ * @throws DatabaseUnavailable; SchemaError when the schema is too new for this daemon, or the table is not ours
  */
 export async function migrate(url: string | null, schema: string): Promise<string[]> {
   const known = await knownMigrations();
@@ -79,13 +84,18 @@ export async function enterSchema(client: pg.Client, schema: string): Promise<vo
 }
 
 /** Applies one migration and records it, inside the caller's transaction, which has entered the schema. */
-export async function apply(client: pg.Client, { version, name, sql }: Migration): Promise<void> {
+export async function apply(client: pg.Client, { version, name, sql, serves }: Migration): Promise<void> {
   await client.query(
     `create table if not exists broadcast_queue_migrations (
-       version integer primary key, name text not null, applied_at timestamptz not null default now())`,
+       version integer primary key, name text not null, serves integer not null,
+       applied_at timestamptz not null default now())`,
   );
   await client.query(sql);
-  await client.query('insert into broadcast_queue_migrations (version, name) values ($1, $2)', [version, name]);
+  await client.query('insert into broadcast_queue_migrations (version, name, serves) values ($1, $2, $3)', [
+    version,
+    name,
+    serves,
+  ]);
 }
 
 async function applyNext(
@@ -124,12 +134,15 @@ async function schemaVersion(client: pg.Client, schema: string, known: readonly 
         'rename it, or set DATABASE_SCHEMA to another schema',
     );
   }
-  const newest = await client.query<{ version: number }>(`select coalesce(max(version), 0) as version from ${table}`);
-  const version = newest.rows[0]?.version ?? 0;
+  const newest = await client.query<{ version: number; serves: number }>(
+    `select coalesce(max(version), 0) as version, coalesce(max(serves), 0) as serves from ${table}`,
+  );
+  const { version, serves } = newest.rows[0] ?? { version: 0, serves: 0 };
   const mine = known.at(-1)?.version ?? 0;
-  if (version > mine) {
+  if (serves > mine) {
     throw new SchemaError(
-      `the schema "${schema}" is at version ${version}, this daemon knows versions up to ${mine}: run a newer broadcastd`,
+      `the schema "${schema}" is at version ${version} and serves daemons that know version ${serves} or newer; ` +
+        `this one knows versions up to ${mine}: run a newer broadcastd`,
     );
   }
   return version;

@@ -134,7 +134,7 @@ test.each([
   'alter table broadcast_queue_jobs disable trigger all',
   'drop function broadcast_retry(uuid)',
   'create index on broadcast_queue_jobs (status)',
-  'insert into broadcast_queue_migrations (version, name) values (99, $$x$$)',
+  'insert into broadcast_queue_migrations (version, name, serves) values (99, $$x$$, 1)',
   'create table public.mine (id integer)',
   `create function public.mine() returns integer language sql return 1`,
 ])('nobody but the owner may %s', async (sql) => {
@@ -181,6 +181,19 @@ async function liveThroughAll(mine: ReturnType<typeof openDatabase>): Promise<vo
   await pauseQueue(mine, 'mine', 'a test', 'a worker');
   await store.leave();
 }
+
+test('no table of ours is forgotten: the worker may write each, the viewer read each', async () => {
+  const forbidden = (role: Role, privilege: string) =>
+    database.query<{ name: string }>(
+      `select relname as name from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v')
+         and not has_table_privilege($1, oid, $2) order by 1`,
+      [new URL(roles.urls[role]).username, privilege],
+    );
+  expect(await forbidden('viewer', 'select')).toEqual([]);
+  for (const privilege of ['insert', 'update', 'delete']) {
+    expect(await forbidden('worker', privilege)).toEqual([{ name: 'broadcast_queue_migrations' }]);
+  }
+});
 
 test('running the script again changes nothing, and takes away what was granted beyond it', async () => {
   const privileges = () =>

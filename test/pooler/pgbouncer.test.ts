@@ -19,8 +19,9 @@ beforeAll(async () => {
   database = await createDatabase();
 });
 afterAll(async () => {
-  await pooler.close();
-  await database.drop();
+  // Without the program there is neither, and that error is the one to be seen.
+  await pooler?.close();
+  await database?.drop();
 });
 beforeEach(async () => {
   service = await startHttpServer();

@@ -35,8 +35,9 @@ export interface Environment {
 export async function runProgram(
   args: string[],
   env: Environment,
+  program = PROGRAM,
 ): Promise<{ code: number | null; stdout: string; stderr: string }> {
-  const child = spawnProgram(args, env);
+  const child = spawnProgram(program, args, env);
   const out: string[] = [];
   const err: string[] = [];
   child.stdout?.on('data', (chunk) => out.push(String(chunk)));
@@ -48,8 +49,8 @@ export async function runProgram(
 const running = new Set<Program>();
 
 /** `broadcastd start` with quick defaults for tests; ready when it resolves. */
-export async function startProgram(env: Environment): Promise<Program> {
-  const child = spawnProgram(['start'], {
+export async function startProgram(env: Environment, path = PROGRAM): Promise<Program> {
+  const child = spawnProgram(path, ['start'], {
     PORT: '0',
     RETRIES_CRON: '',
     CLEANUP_CRON: '',
@@ -118,8 +119,8 @@ export async function killPrograms(): Promise<void> {
   await Promise.all(left.map(({ ended }) => ended));
 }
 
-function spawnProgram(args: string[], env: Environment): ChildProcess {
-  return spawn(process.execPath, [PROGRAM, ...args], {
+function spawnProgram(path: string, args: string[], env: Environment): ChildProcess {
+  return spawn(process.execPath, [path, ...args], {
     env: { PATH: process.env.PATH ?? '', ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });

@@ -48,9 +48,10 @@ export async function startPgbouncer(server: string, settings: Readonly<Record<s
     stdio: ['ignore', 'ignore', 'pipe'],
   });
   await new Promise<void>((resolve, reject) => {
-    child.on('error', (error: NodeJS.ErrnoException) => {
-      const advice = error.code === 'ENOENT' ? ': install it, on Debian by "apt-get install pgbouncer"' : '';
-      reject(new Error(`PgBouncer cannot be run (${error.message})${advice}`));
+    child.on('error', (error) => {
+      reject(
+        new Error(`PgBouncer cannot be run (${error.message}). Install it, on Debian by "apt-get install pgbouncer".`),
+      );
     });
     child.on('exit', (code) => reject(new Error(`PgBouncer ended with ${code}:\n${lines.join('\n')}`)));
     if (!child.stderr) return;
