@@ -44,7 +44,7 @@ declare
   public_columns constant text :=
     'id, job_id, queue_name, job_type, job_data, status, attempts, max_attempts, error_message, error_code, result, '
     'scheduled_at, started_at, completed_at, next_retry_at, created_at, updated_at, priority, unique_key, live_key, '
-    'expires_at, progress, hold_reason, flags, dry_run, traceparent, due_at';
+    'expires_at, progress, progress_rate, progress_at, hold_reason, flags, dry_run, traceparent, due_at';
   -- What the operators' functions write.
   operated constant text :=
     'status, attempts, epoch, lease_id, scheduled_at, next_retry_at, completed_at, stalled_calls, stalled_since, '

@@ -207,17 +207,12 @@ function connectionsFor(slots: { named: ReadonlyMap<string, number>; others: num
   return Math.min(Math.max(sum, 4), 256);
 }
 
-/** Behind everything that people wait for. */
-const SCHEDULED_PRIORITY = 0;
-
 function schedulesOf({ schedules }: Config): Schedule[] {
   const all = [
     { name: 'process_retries', cron: schedules.retriesCron, type: 'process_retries' },
     { name: 'cleanup_queue', cron: schedules.cleanupCron, type: 'cleanup_queue' },
   ];
-  return all.flatMap(({ cron, ...rest }) =>
-    cron === null ? [] : [{ ...rest, cron, data: '{}', priority: SCHEDULED_PRIORITY }],
-  );
+  return all.flatMap(({ cron, ...rest }) => (cron === null ? [] : [{ ...rest, cron, data: '{}' }]));
 }
 
 function wakeOnNotifications(listener: Listener, queue: QueueWorker, logger: Logger, config: Config): void {

@@ -81,8 +81,8 @@ export function jobStore(database: Database, worker: Worker, settings: StoreSett
       return { reaped, nextExpiryMs: rows[0]?.next_expiry_ms ?? null };
     },
 
-    async tick({ name, type, data, priority }, tick) {
-      const rows = await database.query(sql.tick, [name, tick, type, data, priority]);
+    async tick({ name, type, data }, tick) {
+      const rows = await database.query(sql.tick, [name, tick, type, data]);
       return rows.length > 0;
     },
 
@@ -204,6 +204,7 @@ function toRecord(settlement: Settlement): Record<string, unknown> {
     http: settlement.httpStatus ?? undefined,
     result: settlement.result ?? undefined,
     progress: progress === null ? undefined : JSON.stringify(progress),
+    gained: settlement.gained || undefined,
     next_cursor: settlement.nextCursor ?? undefined,
     hold: settlement.holdReason ?? undefined,
     paused_from: settlement.pausedFrom ?? undefined,
@@ -308,7 +309,7 @@ export function statements(schema: string) {
       with s as materialized (
         select *, row_number() over () as place from json_to_recordset($1::json) as s (
           id bigint, lease uuid, status text, due_ms float8, count text, code text, error text, http integer,
-          result text, progress text, next_cursor text, hold text, paused_from text, previous text, flags text[],
+          result text, progress text, gained float8, next_cursor text, hold text, paused_from text, previous text, flags text[],
           stalled boolean, unstarted boolean, epoch_above integer, record text, ran_ms float8)
       ), settled as (
         update ${jobs} j
@@ -323,6 +324,8 @@ export function statements(schema: string) {
             error_message = s.error, error_code = s.code,
             result = coalesce(s.result::jsonb, j.result),
             progress = coalesce(s.progress::jsonb, j.progress),
+            progress_rate = case when s.gained is null then j.progress_rate else ${SMOOTHED_RATE} end,
+            progress_at = case when s.gained is null then j.progress_at else clock_timestamp() end,
             step_seq = case when s.next_cursor is null then j.step_seq else j.step_seq + 1 end,
             step_cursor = coalesce(s.next_cursor, j.step_cursor),
             previous_failure = s.previous,
@@ -442,7 +445,7 @@ export function statements(schema: string) {
              f.job_id, f.job_type, f.status, f.worker_id
       from (select) always left join freed f on true`,
 
-    // $1 schedule, $2 its tick, $3 job type, $4 payload, $5 priority.
+    // $1 schedule, $2 its tick, $3 job type, $4 payload.
     // The schedule's row lets one daemon through per tick; the unique key, one live job at a time.
     tick: `
       with mine as (
@@ -450,8 +453,8 @@ export function statements(schema: string) {
         on conflict (name) do update set last_tick = excluded.last_tick where s.last_tick < excluded.last_tick
         returning name
       )
-      insert into ${jobs} (queue_name, job_type, job_data, priority, unique_key)
-      select ${usualQueue}($3), $3, $4::jsonb, $5::smallint, 'schedule:' || name from mine
+      insert into ${jobs} (queue_name, job_type, job_data, unique_key)
+      select ${usualQueue}($3), $3, $4::jsonb, 'schedule:' || name from mine
       on conflict (queue_name, live_key) where live_key is not null do nothing
       returning id`,
 
@@ -484,3 +487,11 @@ export function statements(schema: string) {
 
 /** A pause was asked for while the call ran, and the call did not end the job. */
 const PAUSING = `j.pause_requested_at is not null and s.status in ('pending', 'retry', 'processing')`;
+
+/** Seconds since `processed` last rose, or since the start. */
+const SINCE = `greatest(extract(epoch from clock_timestamp() - coalesce(j.progress_at, j.started_at))::float8, 0.001)`;
+
+/** Exponentially smoothed over about a minute; the first slice counts as it is. */
+const SMOOTHED_RATE = `
+  s.gained / ${SINCE}
+  + (coalesce(j.progress_rate, s.gained / ${SINCE}) - s.gained / ${SINCE}) * exp(-${SINCE} / 60)`;

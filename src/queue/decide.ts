@@ -38,6 +38,7 @@ export function decide(
     leaseId: claim.leaseId,
     ranMs,
     ...settlement,
+    gained: Math.max((settlement.progress?.processed ?? 0) - claim.processed, 0),
     errorMessage: boundedText(settlement.errorMessage ?? null),
     holdReason: boundedText(settlement.holdReason ?? null),
   });
@@ -62,6 +63,7 @@ const NOTHING = {
   httpStatus: null,
   result: null,
   progress: null,
+  gained: 0,
   nextCursor: null,
   holdReason: null,
   pausedFrom: null,

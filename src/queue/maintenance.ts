@@ -14,7 +14,6 @@ export interface Schedule {
   readonly cron: string;
   readonly type: string;
   readonly data: string;
-  readonly priority: number;
 }
 
 export interface MaintenanceSettings {

@@ -38,6 +38,8 @@ export interface Settlement {
   /** JSON text. */
   readonly result: string | null;
   readonly progress: Progress | null;
+  /** By how much `processed` rose with this call. */
+  readonly gained: number;
   /** The next step begins at this cursor; null: the step stays as it is. */
   readonly nextCursor: string | null;
   readonly holdReason: string | null;
@@ -99,7 +101,7 @@ export interface Store {
   /** Takes jobs from expired leases; `nextExpiryMs` until the next known lease expires, null: none. */
   reap(): Promise<{ reaped: Reaped[]; nextExpiryMs: number | null }>;
   /** Enqueues the schedule's job for this tick, unless this tick was used or the last job still lives. */
-  tick(schedule: { name: string; type: string; data: string; priority: number }, tick: Date): Promise<boolean>;
+  tick(schedule: { name: string; type: string; data: string }, tick: Date): Promise<boolean>;
   /** Strikes this worker off the list. */
   leave(): Promise<void>;
 }

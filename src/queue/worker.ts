@@ -131,6 +131,11 @@ export class QueueWorker {
       throw error;
     }
     this.#answered();
+    if (this.#stopping) {
+      // It was on its way when the word to stop came: handed back, before any of it has begun.
+      if (answer.claims.length > 0) await this.#handBack(leaseId);
+      return 0;
+    }
     this.#rememberHunger(free, answer.claims);
     if (answer.claims.length > 0) {
       this.#leases.add(leaseId, answer.claims, askedAt);
@@ -139,6 +144,12 @@ export class QueueWorker {
     }
     const poll = this.settings.pollIntervalMs * (0.9 + 0.2 * this.settings.random());
     return Math.min(poll, answer.nextDueMs === null ? poll : Math.ceil(answer.nextDueMs));
+  }
+
+  async #handBack(leaseId: string): Promise<void> {
+    this.#doubtful.push(leaseId);
+    await this.store.release(this.#doubtful);
+    this.#doubtful.length = 0;
   }
 
   /** Free slots of every queue that is named or busy; null when there is none anywhere. */

@@ -14,7 +14,7 @@ afterEach(() => queue.clear());
 afterAll(() => queue.close());
 
 describe('a tick of a schedule', () => {
-  const schedule = { name: 'nightly', type: 'cleanup_queue', data: '{"days_old": 7}', priority: -1 };
+  const schedule = { name: 'nightly', type: 'cleanup_queue', data: '{"days_old": 7}' };
   const at = (minute: number) => new Date(Date.UTC(2026, 0, 1, 2, minute));
 
   async function finishAll(): Promise<void> {
@@ -27,7 +27,7 @@ describe('a tick of a schedule', () => {
     );
     expect(answers.filter(Boolean)).toHaveLength(1);
     expect(await queue.jobs()).toMatchObject([
-      { queue_name: 'cleanup', job_type: 'cleanup_queue', job_data: { days_old: 7 }, priority: -1, status: 'pending' },
+      { queue_name: 'cleanup', job_type: 'cleanup_queue', job_data: { days_old: 7 }, priority: 0, status: 'pending' },
     ]);
   });
 

@@ -76,7 +76,9 @@ describe('migrating', () => {
   test('refuses a schema that a newer version made', async () => {
     const database = await emptyDatabase();
     await migrate(database.url, 'public');
-    await database.query("insert into broadcast_queue_migrations (version, name, serves) values (999, '999_later', 999)");
+    await database.query(
+      "insert into broadcast_queue_migrations (version, name, serves) values (999, '999_later', 999)",
+    );
     for (const look of [migrate, pendingMigrations]) {
       await expect(look(database.url, 'public')).rejects.toThrow(/at version 999.*run a newer broadcastd/);
     }

@@ -232,9 +232,12 @@ describe('broadcast_progress', () => {
         failed: '4',
         unknown: '1',
         percent: '33.3',
+        per_second: null,
+        eta_seconds: null,
         reasons: { blocked: 4 },
         error_message: null,
         hold_reason: 'quiet hours',
+        progress_at: null,
         updated_at: expect.any(Date),
       },
     ]);

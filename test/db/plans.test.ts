@@ -74,7 +74,7 @@ const CASES: Record<string, () => [text: string, values: Value[]]> = {
   ],
   release: () => [sql.release, [`{${given.lease}}`]],
   reap: () => [sql.reap, [1, false]],
-  tick: () => [sql.tick, ['cleanup', '2026-01-01T00:00:00Z', 'cleanup_queue', '{}', 0]],
+  tick: () => [sql.tick, ['cleanup', '2026-01-01T00:00:00Z', 'cleanup_queue', '{}']],
   prune: () => [sql.prune, [7, 30, null, 0, 1000]],
 };
 

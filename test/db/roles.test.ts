@@ -166,7 +166,7 @@ test('the worker may do everything that the daemon does', async () => {
 /** Every statement of the daemon's, once. */
 async function liveThroughAll(mine: ReturnType<typeof openDatabase>): Promise<void> {
   const store = jobStore(mine, worker('a worker'), SETTINGS);
-  await store.tick({ name: 'x', type: 'process_retries', data: '{}', priority: 0 }, new Date());
+  await store.tick({ name: 'x', type: 'process_retries', data: '{}' }, new Date());
   const held = await store.claim(randomUUID(), new Map(), 10);
   const [claimed] = held.claims;
   if (!claimed) throw new Error('there was nothing to claim');

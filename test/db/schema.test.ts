@@ -46,6 +46,8 @@ const NULL_AT_FIRST = {
   stalled_since: null,
   step_cursor: null,
   progress: null,
+  progress_rate: null,
+  progress_at: null,
   hold_reason: null,
   paused_from: null,
   pause_requested_at: null,

@@ -9,6 +9,9 @@ export interface CallOptions {
   epoch?: number;
   attempt?: number;
   previousFailure?: string | null;
+  cursor?: string | null;
+  maxItems?: number;
+  waitSeconds?: number;
   perSecond?: number | null;
   dryRun?: boolean;
   scope?: string;
@@ -20,7 +23,7 @@ export interface CallAnswer {
   status: number;
   headers: Headers;
   // The tests say what they expect of it; nothing here depends on its shape.
-  body: { status?: unknown; code?: unknown; epoch?: unknown; progress?: Record<string, unknown> };
+  body: { status?: unknown; code?: unknown; epoch?: unknown; cursor?: unknown; progress?: Record<string, unknown> };
 }
 
 /** The text of a call's body. */
@@ -32,8 +35,10 @@ export function bodyOf(call: CallOptions): string {
     payload: call.payload ?? {},
     step: {
       seq: call.seq ?? 0,
-      cursor: null,
+      cursor: call.cursor ?? null,
       scope: call.scope ?? 'all',
+      max_items: call.maxItems,
+      wait_seconds: call.waitSeconds,
       per_second: call.perSecond ?? null,
       previous_failure: call.previousFailure ?? null,
     },
@@ -57,6 +62,19 @@ export function request(url: string, call: CallOptions): Promise<Response> {
 export async function call(url: string, options: CallOptions): Promise<CallAnswer> {
   const response = await request(url, options);
   return { status: response.status, headers: response.headers, body: JSON.parse(await response.text()) };
+}
+
+/** Makes one call after the other from where the last one came to, as the daemon would, until one is not `continue`. */
+export async function callThrough(url: string, options: CallOptions): Promise<CallAnswer[]> {
+  const answers: CallAnswer[] = [];
+  let cursor = options.cursor ?? null;
+  for (let seq = options.seq ?? 0; answers.length < 1000; seq++) {
+    const answer = await call(url, { ...options, seq, cursor });
+    answers.push(answer);
+    if (answer.body.status !== 'continue') return answers;
+    cursor = String(answer.body.cursor);
+  }
+  throw new Error('A thousand slices, and no end.');
 }
 
 export async function report(url: string, broadcastId: string): Promise<BroadcastReport> {

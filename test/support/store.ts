@@ -191,6 +191,7 @@ export function settlement(claim: Claim, change: Partial<Settlement> = {}): Sett
     httpStatus: null,
     result: null,
     progress: null,
+    gained: 0,
     nextCursor: null,
     holdReason: null,
     pausedFrom: null,

@@ -11,7 +11,7 @@ let url: string;
 
 beforeAll(async () => {
   database = await createDatabase();
-  sandbox = await startSandbox({ databaseUrl: database.url, recipients: 100 });
+  sandbox = await startSandbox({ databaseUrl: database.url, recipients: 100, level: 1 });
   url = sandbox.url;
 });
 

@@ -1,14 +1,11 @@
 /** The sandbox keeps the promises of the service protocol's levels 0 and 1: real server, real Postgres, real SIGKILL. */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
 import pg from 'pg';
 import { Webhook } from 'standardwebhooks';
 import { type Sandbox, type SandboxOptions, startSandbox } from '../../src/sandbox/server.js';
 import { createDatabase } from '../support/postgres.js';
 import { bodyOf, type CallOptions, call, eventually, received, report } from '../support/sandbox-calls.js';
+import { spawnSandbox } from '../support/sandbox-spawn.js';
 
 /** What a broadcast to the thousand sample users comes to. */
 const EVERYBODY = {
@@ -29,7 +26,7 @@ let url: string;
 beforeAll(async () => {
   database = await createDatabase();
   db = new pg.Pool({ connectionString: database.url, max: 3 });
-  sandbox = await startSandbox({ databaseUrl: database.url });
+  sandbox = await startSandbox({ databaseUrl: database.url, level: 1 });
   url = sandbox.url;
 });
 
@@ -245,7 +242,8 @@ describe('level 1', () => {
   test('finishes the rest after a SIGKILL in mid-broadcast: nobody twice, the uncertain listed', async () => {
     const own = await createDatabase();
     opened.push(() => own.drop());
-    const child = await spawnSandbox(own.url, { perSecond: 400 });
+    const child = await spawnSandbox(own.url, { level: 1, perSecond: 400 });
+    opened.push(child.kill);
     const observer = new pg.Client({ connectionString: own.url });
     await observer.connect();
     opened.push(() => observer.end());
@@ -261,8 +259,7 @@ describe('level 1', () => {
       );
       return rowCount || null;
     });
-    child.process.kill('SIGKILL');
-    await once(child.process, 'exit');
+    await child.kill();
     await lost;
     // A statement that the child has sent would still be carried out: its connections die with it.
     await observer.query(
@@ -286,7 +283,7 @@ describe('level 1', () => {
   });
 
   test('stops between two batches when it is closed, and the next sandbox finishes without an unknown', async () => {
-    const closed = await startSandbox({ databaseUrl: database.url, perSecond: 400 });
+    const closed = await startSandbox({ databaseUrl: database.url, level: 1, perSecond: 400 });
     const options = { job: 'closed', payload: { broadcast_id: 'closed' } };
     const first = call(closed.url, options);
     await eventually('a batch is sent', async () => (await report(url, 'closed')).sent > 0);
@@ -302,6 +299,7 @@ describe('level 1', () => {
     const codeOf = async (options: CallOptions) => (await call(url, { job: 'refused', payload, ...options })).body.code;
     expect(await codeOf({ dryRun: true })).toBe('dry_run_unsupported');
     expect(await codeOf({ scope: 'failed' })).toBe('scope_unsupported');
+    expect(await codeOf({ payload: { ...payload, test_recipients: [1] } })).toBe('test_unsupported');
     expect(await codeOf({ payload: {} })).toBe('invalid_payload');
     expect(await codeOf({ payload: { broadcast_id: 2 ** 60 } })).toBe('invalid_payload');
     expect(await codeOf({ type: 'paint_the_fence' })).toBe('unknown_job_type');
@@ -432,29 +430,10 @@ async function closeMessenger(): Promise<{ open(): Promise<void> }> {
 }
 
 async function withSandbox(options: Partial<SandboxOptions>, use: (url: string) => Promise<void>): Promise<void> {
-  const other = await startSandbox({ databaseUrl: database.url, ...options });
+  const other = await startSandbox({ databaseUrl: database.url, level: 1, ...options });
   try {
     await use(other.url);
   } finally {
     await other.close();
   }
-}
-
-async function spawnSandbox(databaseUrl: string, options: object): Promise<{ url: string; process: ChildProcess }> {
-  const script = fileURLToPath(new URL('../support/sandbox-process.ts', import.meta.url));
-  const args = ['--import', 'tsx', script, JSON.stringify({ port: 0, ...options })];
-  const child = spawn(process.execPath, args, {
-    env: { ...process.env, DATABASE_URL: databaseUrl, NODE_OPTIONS: '' },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  const exited = once(child, 'exit');
-  opened.push(() => {
-    child.kill('SIGKILL');
-    return exited;
-  });
-  for await (const line of createInterface({ input: child.stdout })) {
-    const found = /http:\S+/.exec(line);
-    if (found) return { url: found[0], process: child };
-  }
-  throw new Error('The sandbox ended before it listened.');
 }

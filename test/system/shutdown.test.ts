@@ -1,8 +1,9 @@
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from '@jest/globals';
+import pg from 'pg';
 import { killPrograms, startProgram } from '../support/daemon.js';
 import { hang, held, reply, type ScriptedServer, startHttpServer } from '../support/http-server.js';
 import { createDatabase, type TestDatabase } from '../support/postgres.js';
-import { gate } from '../support/until.js';
+import { gate, until } from '../support/until.js';
 
 let database: TestDatabase;
 let service: ScriptedServer;
@@ -83,6 +84,45 @@ test('what a stopping daemon handed back is called by another with the same key 
   expect(after?.headers['x-job-attempt']).toBe('1');
   expect(JSON.parse(after?.body ?? '').step.previous_failure).toBe('shutdown');
   await second.line(({ msg }) => msg === 'job completed');
+});
+
+test('a claim that was on its way when the daemon was told to stop is handed back, and nothing of it is called', async () => {
+  const daemon = await start({ POLL_INTERVAL_MS: '50', SHUTDOWN_GRACE_MS: '10000' });
+  const answer = gate();
+  service.next(held(answer.opened, reply(200)));
+  await insert(1);
+  await service.received(1);
+  const bot = new pg.Client({ connectionString: database.url });
+  await bot.connect();
+  try {
+    await bot.query('begin; lock table broadcast_queue_jobs in access exclusive mode');
+    await until('a claim waits for the table', async () => {
+      const waiting = await database.query(
+        `select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%with recursive lane%'
+         and datname = current_database()`,
+      );
+      return waiting.length > 0;
+    });
+    daemon.signal('SIGTERM');
+    await daemon.line(({ msg }) => msg.startsWith('stopping'));
+    await bot.query(
+      `insert into broadcast_queue_jobs (job_type, job_data) values ('send_broadcast', '{"broadcast_id": 2}')`,
+    );
+    await bot.query('commit');
+  } finally {
+    await bot.end();
+  }
+  await until('it is claimed and handed back', async () => {
+    const late = await database.query(`select 1 from broadcast_queue_jobs where epoch = 1 and status = 'pending'`);
+    return late.length === 1;
+  });
+  answer.open();
+  expect(await daemon.ended).toBe(0);
+  expect(service.requests).toHaveLength(1);
+  expect(await rows()).toMatchObject([
+    { status: 'completed' },
+    { status: 'pending', attempts: 0, lease_id: null, due: true },
+  ]);
 });
 
 test('a stopping daemon claims nothing more and says that it is not ready', async () => {
