@@ -57,6 +57,8 @@ async function demo(): Promise<number> {
     PORT: String(port),
     // A minute between attempts is right for a broadcast and long for a demo.
     RETRY_BASE_DELAY_MS: process.env.RETRY_BASE_DELAY_MS ?? '2000',
+    // Small slices, so that progress can be seen.
+    BROADCAST_SERVICE_MAX_ITEMS: process.env.BROADCAST_SERVICE_MAX_ITEMS ?? '400',
   });
   say(`The daemon runs; its API is at http://127.0.0.1:${port}${untilDone ? '' : ` and its log in ${log}`}`);
 

@@ -63,7 +63,10 @@ const MARK: Record<string, string> = { completed: '✔', failed: '✘', retry: '
 
 function stateLine(row: JobRow): string {
   const why = row.status === 'retry' || row.status === 'failed' ? `  (${row.error_message ?? ''})` : '';
-  const sent = row.status === 'completed' ? `  ${countsOf(row)?.sent ?? 0} sent` : '';
+  const counts = countsOf(row);
+  // A service that works in slices says after each how far it is.
+  const of = row.status === 'processing' && counts?.total ? ` of ${counts.total}` : '';
+  const sent = row.status === 'completed' || of !== '' ? `  ${counts?.sent ?? 0} sent${of}` : '';
   return `  ${MARK[row.status] ?? '·'} ${title(row).padEnd(40)} ${row.status.padEnd(10)}${sent}${why}`;
 }
 

@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url';
 const root = fileURLToPath(new URL('..', import.meta.url));
 const name = `broadcastd-check-${randomBytes(4).toString('hex')}`;
 const image = `${name}:latest`;
-const HARDENED = ['--read-only', '--cap-drop=ALL', '--security-opt=no-new-privileges:true', '--user=1000'];
+const HARDENED = ['--init', '--read-only', '--cap-drop=ALL', '--security-opt=no-new-privileges:true', '--user=1000'];
 /** As in compose.yaml. */
 const STOP_GRACE_MS = 40_000;
 const LOOK_EVERY_MS = 500;
@@ -74,6 +74,13 @@ async function check(): Promise<void> {
     if (tookMs > STOP_GRACE_MS) throw new Error(`stopping took ${Math.round(tookMs)} ms`);
     const codes = await exitCodes();
     if (codes.length !== 4 || codes.some((code) => code !== 0)) throw new Error(`exit codes: ${codes.join(', ')}`);
+  });
+  await step('stop also in the first moment of their start', async () => {
+    await compose('start', 'postgres', 'sandbox', 'daemon');
+    const began = performance.now();
+    await compose('stop', 'daemon');
+    const tookMs = performance.now() - began;
+    if (tookMs > STOP_GRACE_MS / 2) throw new Error(`stopping took ${Math.round(tookMs)} ms`);
   });
   await step('go on where they stopped', async () => {
     await compose('up', '--detach', '--no-build', '--no-recreate', '--scale', 'daemon=3');

@@ -456,8 +456,8 @@ begin
         hold_reason = null, error_code = 'cancelled', error_message = coalesce(reason, 'cancelled by an operator'),
         completed_at = clock_timestamp(), updated_at = clock_timestamp()
     where id = j.id;
-  -- So that the daemon that holds it looks at once.
-  perform pg_notify('broadcast_queue', '');
+  -- So that the daemon that holds it looks at once, and not at its next heartbeat.
+  perform pg_notify('broadcast_queue_recall', '');
   return 'cancelled';
 end $$;
 

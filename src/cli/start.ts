@@ -9,7 +9,7 @@ import { type Listener, listen, Unheard } from '../db/listener.js';
 import { migrate, pendingMigrations, SchemaError } from '../db/migrate.js';
 import { openDatabase } from '../db/pool.js';
 import { jobPruner } from '../db/pruner.js';
-import { pauseQueue } from '../db/reports.js';
+import { pausedQueues, pauseQueue } from '../db/reports.js';
 import { DatabaseUnavailable } from '../errors.js';
 import { registry } from '../handlers/index.js';
 import { observe } from '../observe.js';
@@ -104,7 +104,7 @@ export async function startDaemon(config: Config, { logger, worker, random, mask
   );
   const listener = listen({
     url: config.database.listenUrl ?? config.database.url,
-    channel: 'broadcast_queue',
+    channels: [WAKE_CHANNEL, RECALL_CHANNEL],
     applicationName: `broadcastd listen ${worker.id}`,
     notify: async (channel) => void (await database.query("select pg_notify($1, '')", [channel])),
     watchEveryMs: 10_000,
@@ -157,6 +157,8 @@ export async function startDaemon(config: Config, { logger, worker, random, mask
     const resume = `SELECT ${schema === 'public' ? '' : `${schema}.`}broadcast_resume_queue()`;
     logger.warn(`all queues are paused, because START_PAUSED is set; ${resume} lets them go`);
   }
+  const paused = await pausedQueues(database);
+  if (paused.length > 0) logger.warn({ queues: paused }, 'paused, until somebody resumes them (* is every queue)');
   queue.start();
   maintenance.start();
   running = true;
@@ -174,6 +176,11 @@ export async function startDaemon(config: Config, { logger, worker, random, mask
     },
   };
 }
+
+/** Something is due. */
+const WAKE_CHANNEL = 'broadcast_queue';
+/** A job that somebody holds was taken back. */
+const RECALL_CHANNEL = 'broadcast_queue_recall';
 
 const DATABASE_WAIT_MS = 10_000;
 
@@ -217,7 +224,7 @@ function schedulesOf({ schedules }: Config): Schedule[] {
 
 function wakeOnNotifications(listener: Listener, queue: QueueWorker, logger: Logger, config: Config): void {
   let told: string | null = null;
-  listener.events.on('notified', () => queue.wake());
+  listener.events.on('notified', (channel) => (channel === RECALL_CHANNEL ? queue.recheck() : queue.wake()));
   listener.events.on('listening', () => {
     told = null;
     logger.info('listening for notifications');

@@ -13,7 +13,7 @@ import { connectionOptions } from './pool.js';
 
 export interface ListenerSettings {
   readonly url: string | null;
-  readonly channel: string;
+  readonly channels: readonly string[];
   readonly applicationName: string;
   /**
    * Sends a notification to a channel, over another connection: what a connection behind a pooler tells itself may
@@ -29,7 +29,7 @@ export interface ListenerSettings {
 interface ListenerEvents {
   /** Listening, for the first time or again: whatever was sent meanwhile is gone, so look. */
   listening: [];
-  notified: [];
+  notified: [channel: string];
   /** Not listening; it goes on trying. `Unheard` when it could listen, but notifications do not arrive. */
   deaf: [Error];
 }
@@ -104,7 +104,7 @@ async function listenOnce(
   );
   const trouble = new Promise<never>((_, reject) => subscriber.events.on('error', reject));
   trouble.catch(() => {});
-  const echoChannel = `${settings.channel}_echo_${randomBytes(6).toString('hex')}`;
+  const echoChannel = `broadcast_queue_echo_${randomBytes(6).toString('hex')}`;
   let onEcho = () => {};
 
   /** Whether a notification arrives; false when none could be sent, which says nothing about the listener. */
@@ -127,9 +127,11 @@ async function listenOnce(
     const connected = subscriber.connect();
     connected.catch(() => {});
     await within(CONNECT_WITHIN_MS, 'connecting', Promise.race([connected, trouble]), closing);
-    subscriber.notifications.on(settings.channel, () => events.emit('notified'));
+    for (const channel of settings.channels) {
+      subscriber.notifications.on(channel, () => events.emit('notified', channel));
+    }
     subscriber.notifications.on(echoChannel, () => onEcho());
-    const subscribed = Promise.all([subscriber.listenTo(settings.channel), subscriber.listenTo(echoChannel)]);
+    const subscribed = Promise.all([...settings.channels, echoChannel].map((channel) => subscriber.listenTo(channel)));
     subscribed.catch(() => {});
     await within(settings.answerWithinMs, 'LISTEN', Promise.race([subscribed, trouble]), closing);
     while (!closing.aborted) {

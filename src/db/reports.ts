@@ -12,3 +12,11 @@ export async function pauseQueue(database: Database, queue: string, reason: stri
   );
   return rows[0]?.paused ?? false;
 }
+
+/** The names of the queues that are paused; `*` stands for all. */
+export async function pausedQueues(database: Database): Promise<string[]> {
+  const rows = await database.query<{ queue_name: string }>(
+    `select queue_name from ${identifier(database.schema)}.broadcast_queue_pauses order by queue_name limit 500`,
+  );
+  return rows.map(({ queue_name }) => queue_name);
+}

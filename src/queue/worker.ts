@@ -59,6 +59,11 @@ export class QueueWorker {
     this.#claimAlarm.ring();
   }
 
+  /** Somebody may have taken back what we hold: a heartbeat now, instead of at its time, tells. */
+  recheck(): void {
+    if (this.#active.size > 0) this.#beatAlarm.ring();
+  }
+
   get activeJobs(): number {
     let sum = 0;
     for (const count of this.#active.values()) sum += count;

@@ -13,7 +13,7 @@ beforeAll(async () => {
   listener = await queue.session();
   producer = await queue.session();
   listener.on('notification', ({ channel, payload }) => heard.push(`${channel}:${payload ?? ''}`));
-  await listener.query('listen broadcast_queue');
+  await listener.query('listen broadcast_queue; listen broadcast_queue_recall');
 });
 afterEach(async () => {
   await queue.clear();
@@ -43,11 +43,6 @@ describe('a notification', () => {
       'select broadcast_retry(job_id) from broadcast_queue_jobs',
     ],
     [
-      'broadcast_cancel',
-      `${INSERT} now() + interval '1 hour')`,
-      'select broadcast_cancel(job_id) from broadcast_queue_jobs',
-    ],
-    [
       'broadcast_resume',
       `${INSERT} now() + interval '1 hour')`,
       'select broadcast_pause(job_id) from broadcast_queue_jobs',
@@ -55,6 +50,14 @@ describe('a notification', () => {
     ],
   ])('comes of %s, and carries nothing', async (_, ...texts) => {
     expect(await heardOf(...texts)).toEqual(['broadcast_queue:']);
+  });
+
+  test('of a cancel goes to those who hold jobs, and wakes nobody to claim', async () => {
+    const cancelled = await heardOf(
+      `${INSERT} now() + interval '1 hour')`,
+      'select broadcast_cancel(job_id) from broadcast_queue_jobs',
+    );
+    expect(cancelled).toEqual(['broadcast_queue_recall:']);
   });
 
   test.each([

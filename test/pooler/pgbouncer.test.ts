@@ -166,7 +166,7 @@ test('a listener that hears nothing tries again rarely', async () => {
   const told: Error[] = [];
   const listener = listen({
     url: pooler.through(database.url),
-    channel: 'broadcast_queue',
+    channels: ['broadcast_queue'],
     applicationName: 'broadcastd test',
     notify: async (channel) => void (await database.query("select pg_notify($1, '')", [channel])),
     watchEveryMs: 100,

@@ -20,12 +20,13 @@ afterEach(async () => {
   await service.close();
 });
 
-const start = () =>
+const start = (env: Record<string, string> = {}) =>
   startProgram({
     DATABASE_URL: database.url,
     BROADCAST_SERVICE_URL: service.url,
     LEASE_MS: String(LEASE_MS),
     POLL_INTERVAL_MS: '500',
+    ...env,
   });
 
 async function insertBroadcast(id: number): Promise<string> {
@@ -122,15 +123,19 @@ test('a daemon continued after its lease was taken aborts its open call at the n
   await holder.line(({ msg, job_id }) => msg.startsWith('lease lost') && job_id === jobId);
 });
 
-test('a cancelled job is aborted in mid-call, and its row stays cancelled', async () => {
-  const daemon = await start();
+test('a cancelled job is aborted in mid-call within a second, and its row stays cancelled', async () => {
+  // With a lease this long the next heartbeat is ten seconds away.
+  const daemon = await start({ LEASE_MS: '30000' });
+  await daemon.line(({ msg }) => msg.startsWith('listening'));
   service.next(hang());
   const jobId = await insertBroadcast(4);
   await service.received(1);
 
   await database.query('select broadcast_cancel($1)', [jobId]);
+  const cancelledAt = performance.now();
 
   await service.disconnected(service.requests[0]?.connection ?? 0);
+  expect(performance.now() - cancelledAt).toBeLessThan(1000);
   await daemon.line(({ msg, job_id }) => msg.startsWith('lease lost') && job_id === jobId);
   expect(await row(jobId)).toMatchObject({ status: 'cancelled', lease_id: null, epoch: 2 });
 });
