@@ -67,9 +67,9 @@ program
   .option('--port <number>', 'port to listen on', integer(0, 65_535), 4000)
   .option('--host <address>', 'address to listen on', '127.0.0.1')
   .option('--recipients <number>', 'sample users to make when there are none', integer(0, 10_000_000), 1000)
-  .option('--level <level>', 'level of the service protocol to speak: 0 or 1', integer(0, 1), 1)
+  .option('--level <level>', 'level of the service protocol to speak: 0, 1 or 2', integer(0, 2), 2)
   .option('--per-second <number>', 'messages a second', integer(1, 1_000_000))
-  .action((options: { port: number; host: string; recipients: number; level: 0 | 1; perSecond?: number }) =>
+  .action((options: { port: number; host: string; recipients: number; level: 0 | 1 | 2; perSecond?: number }) =>
     sandbox(process.env, { ...options, signal: stopSignal(), print }),
   );
 

@@ -1,6 +1,6 @@
 /** `broadcastd sandbox`: the reference broadcast service, for trying the daemon without a bot. */
 import { ConfigError } from '../errors.js';
-import { startSandbox } from '../sandbox/server.js';
+import { type SandboxOptions, startSandbox } from '../sandbox/server.js';
 
 export interface SandboxCommandOptions {
   /** Default 4000; 0 for any free port. */
@@ -9,8 +9,8 @@ export interface SandboxCommandOptions {
   host?: string | undefined;
   /** Sample users to make when there are none; default 1000. */
   recipients?: number | undefined;
-  /** Default 1. */
-  level?: 0 | 1 | undefined;
+  /** Of the service protocol; default 2. */
+  level?: SandboxOptions['level'];
   /** Messages a second of each call; default as fast as possible. */
   perSecond?: number | null | undefined;
   /** Ends the command when it fires. */

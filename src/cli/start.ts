@@ -170,8 +170,8 @@ export async function startDaemon(config: Config, { logger, worker, random, mask
     state,
     async stop() {
       draining = true;
-      await maintenance.stop();
-      await queue.stop(config.shutdownGraceMs);
+      // Together: a reaper that waits for a lock must not keep the worker from draining.
+      await Promise.all([maintenance.stop(), queue.stop(config.shutdownGraceMs)]);
       await closeConnections();
     },
   };

@@ -131,7 +131,9 @@ async function listenOnce(
       subscriber.notifications.on(channel, () => events.emit('notified', channel));
     }
     subscriber.notifications.on(echoChannel, () => onEcho());
-    const subscribed = Promise.all([...settings.channels, echoChannel].map((channel) => subscriber.listenTo(channel)));
+    const subscribed = (async () => {
+      for (const channel of [...settings.channels, echoChannel]) await subscriber.listenTo(channel);
+    })();
     subscribed.catch(() => {});
     await within(settings.answerWithinMs, 'LISTEN', Promise.race([subscribed, trouble]), closing);
     while (!closing.aborted) {

@@ -30,8 +30,11 @@ export class Refusal extends Error {
   }
 }
 
-export function success(body: object, headers: Record<string, string> = {}): Answer {
-  return { status: 200, headers: { 'content-type': 'application/json', ...headers }, body: JSON.stringify(body) };
+export function success(
+  body: object,
+  { status = 200, headers = {} }: { status?: number; headers?: Record<string, string> } = {},
+): Answer {
+  return { status, headers: { 'content-type': 'application/json', ...headers }, body: JSON.stringify(body) };
 }
 
 export function problem(status: number, code: string, detail: string, members: ProblemMembers = {}): Answer {

@@ -7,7 +7,7 @@ import { Readable } from 'node:stream';
 import type { FastifyReply } from 'fastify';
 import { type Static, Type } from 'typebox';
 import { type Answer, problem, send } from './answer.js';
-import { pause } from './send.js';
+import { pause } from './pace.js';
 
 /** Which calls a fault is meant for, and how many of them; each member left out means any. */
 const For = {

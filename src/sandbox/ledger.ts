@@ -8,6 +8,8 @@
  * Rows of users are locked in the order of their ids, always: two broadcasts at once cannot deadlock.
  */
 import type pg from 'pg';
+import type { Audience } from './audience.js';
+import type { Position } from './cursor.js';
 import type { Call } from './request.js';
 
 /** One call at work. All its writes go over one connection: with level 1 the very one that holds the job's lock. */
@@ -20,19 +22,14 @@ export interface Run {
   readonly dailyLimit: number;
 }
 
-/** Who is meant: `segment` null for everybody, with ids up to `lastUserId`. */
-export interface Audience {
-  readonly broadcastId: string;
-  readonly segment: string | null;
-  readonly lastUserId: string;
-}
-
 /** One person of a batch. Ids are decimal text. `taken`: another job came first. */
 export interface Person {
   broadcast_id: string;
   user_id: string;
   state: 'sending' | 'skipped' | 'taken';
   reason: string | null;
+  /** Which text of an A/B test, if there is one: chosen at the claim, and the same at every later try. */
+  variant: string | null;
   /** Sends that were tried before this one. */
   tries: number;
 }
@@ -54,6 +51,9 @@ export interface CountRow {
 /** The only reason that puts a person into the retry queue. */
 const PASSING = 'temporarily_unreachable';
 
+/** By a hash of broadcast and person alone: the same wherever and whenever it is asked. */
+const VARIANT = `($11::text[])[1 + ('x' || left(md5($1 || ':' || user_id), 8))::bit(32)::bigint % cardinality($11)]`;
+
 /**
  * Rows that an earlier call of this job left behind. Only for the holder of the job's lock.
  * @param broadcastId null for a job that is not about one broadcast
@@ -67,34 +67,23 @@ export async function giveUpInterrupted({ connection, call }: Run, broadcastId: 
   );
 }
 
-/** The id at which this job's audience ends, the same for all its calls where the service remembers. */
-export async function lastUserId({ connection, call, remembers }: Run): Promise<string> {
-  const highest = 'coalesce((select max(user_id) from broadcast_sandbox.users), 0)';
-  const found = remembers
-    ? await connection.query<{ last: string }>(
-        `update broadcast_sandbox.jobs set last_user_id = coalesce(last_user_id, ${highest})
-         where job_id = $1 returning last_user_id as last`,
-        [call.jobId],
-      )
-    : await connection.query<{ last: string }>(`select ${highest} as last`);
-  return found.rows[0]?.last ?? '0';
-}
-
 /**
  * The next people of the audience, in the order of their ids: claimed if the service remembers, else only picked.
  * The frequency limit counts here, so that two broadcasts at once cannot both take a person's last place of the day.
- * An empty batch means that the audience is done.
+ * A batch of less than `size` means that the audience is done.
  */
 export async function claimNext(run: Run, audience: Audience, after: string, size: number): Promise<Person[]> {
+  const { task, lastUserId } = audience;
   const ledger = `
-    insert into broadcast_sandbox.ledger (broadcast_id, user_id, job_id, epoch, state, reason, settled_at)
-    select $1, user_id, $7, $8, case when skip is null then 'sending' else 'skipped' end, skip,
+    insert into broadcast_sandbox.ledger
+      (broadcast_id, user_id, job_id, epoch, step, variant, state, reason, settled_at)
+    select $1, user_id, $7, $8, $9, variant, case when skip is null then 'sending' else 'skipped' end, skip,
            case when skip is not null then clock_timestamp() end
     from candidate
     on conflict (broadcast_id, user_id) do nothing
     returning user_id`;
-  // Names the two parameters that only the ledger needs: Postgres must know their types.
-  const everyCandidate = 'select user_id, $7::text, $8::bigint from candidate';
+  // Names the parameters that only the ledger needs: Postgres must know their types.
+  const everyCandidate = 'select user_id, $7::text, $8::bigint, $9::bigint from candidate';
   const unclaimed = `not exists (select from broadcast_sandbox.ledger as l
                                  where l.broadcast_id = $1 and l.user_id = u.user_id and l.user_id > $2)`;
   const { rows } = await run.connection.query<Person>(
@@ -102,9 +91,11 @@ export async function claimNext(run: Run, audience: Audience, after: string, siz
        select user_id,
               case when opted_out_at is not null then 'opted_out'
                    when last_broadcast_at >= date_trunc('day', now()) and sent_that_day >= $6 then 'frequency_limit'
-              end as skip
+              end as skip,
+              ${VARIANT} as variant
        from broadcast_sandbox.users as u
        where user_id > $2 and user_id <= $3 and ($4::text is null or $4 = any (segments))
+         and ($10::bigint[] is null or user_id = any ($10))
          and ${run.remembers ? unclaimed : 'true'}
        order by user_id limit $5
        for no key update
@@ -116,20 +107,48 @@ export async function claimNext(run: Run, audience: Audience, after: string, siz
        from mine join candidate using (user_id)
        where u.user_id = mine.user_id and candidate.skip is null
      )
-     select $1::text as broadcast_id, user_id, skip as reason, 0 as tries,
+     select $1::text as broadcast_id, user_id, skip as reason, variant, 0 as tries,
             case when mine.user_id is null then 'taken' when skip is null then 'sending' else 'skipped' end as state
      from candidate left join mine using (user_id)
      order by user_id`,
     [
-      audience.broadcastId,
-      after,
-      audience.lastUserId,
-      audience.segment,
-      size,
-      run.dailyLimit,
-      run.call.jobId,
-      run.call.epoch,
+      ...[task.ledgerId, after, lastUserId, task.segment, size, run.dailyLimit],
+      ...[run.call.jobId, run.call.epoch, run.call.step, task.only, task.variants],
     ],
+  );
+  return rows;
+}
+
+/**
+ * People of this job's earlier walks who are in this state now, for an operator who asks for them: claimed once more.
+ * Those whom this walk itself brought into that state are left alone, also when it was cut short and goes on.
+ */
+export async function claimAgain(
+  { connection, call }: Run,
+  { task }: Audience,
+  state: 'failed' | 'unknown',
+  { firstStep, after }: Position,
+  size: number,
+): Promise<Person[]> {
+  const { rows } = await connection.query<Person>(
+    `with candidate as materialized (
+       select user_id from broadcast_sandbox.ledger
+       where broadcast_id = $1 and user_id > $2 and job_id = $3 and state = $4 and step < $5
+       order by user_id limit $6
+       for no key update
+     ), unqueued as (
+       delete from broadcast_sandbox.retry_queue as q using candidate
+       where q.broadcast_id = $1 and q.user_id = candidate.user_id
+     ), claimed as (
+       update broadcast_sandbox.ledger as l
+       set state = 'sending', reason = null, epoch = $7, step = $8, claimed_at = clock_timestamp(), settled_at = null
+       from candidate
+       where l.broadcast_id = $1 and l.user_id = candidate.user_id
+       returning l.broadcast_id, l.user_id, l.variant
+     )
+     select broadcast_id, user_id, variant, 'sending' as state, null as reason, 1 as tries
+     from claimed order by user_id`,
+    [task.ledgerId, after, call.jobId, state, firstStep, size, call.epoch, call.step],
   );
   return rows;
 }
@@ -147,15 +166,16 @@ export async function claimRetries(run: Run, size: number): Promise<Person[]> {
        returning q.broadcast_id, q.user_id, q.tries
      ), claimed as (
        update broadcast_sandbox.ledger as l
-       set state = 'sending', reason = null, job_id = $2, epoch = $3, claimed_at = clock_timestamp(), settled_at = null
+       set state = 'sending', reason = null, job_id = $2, epoch = $3, step = $5, claimed_at = clock_timestamp(),
+           settled_at = null
        from taken
        where l.broadcast_id = taken.broadcast_id and l.user_id = taken.user_id and l.state = 'failed'
-       returning l.broadcast_id, l.user_id
+       returning l.broadcast_id, l.user_id, l.variant
      )
-     select broadcast_id, user_id, tries, null as reason,
+     select broadcast_id, user_id, tries, null as reason, variant,
             case when claimed.user_id is null and $4 then 'taken' else 'sending' end as state
      from taken left join claimed using (broadcast_id, user_id)`,
-    [size, run.call.jobId, run.call.epoch, run.remembers],
+    [size, run.call.jobId, run.call.epoch, run.remembers, run.call.step],
   );
   return rows;
 }
@@ -164,15 +184,15 @@ export async function claimRetries(run: Run, size: number): Promise<Person[]> {
 export async function deliver({ connection, call }: Run, people: readonly Person[]): Promise<Verdict[]> {
   const { rows } = await connection.query<Verdict>(
     `with person as materialized (
-       select p.broadcast_id, p.user_id, p.tries,
+       select p.broadcast_id, p.user_id, p.tries, p.variant,
               case when u.deactivated or u.user_id is null then 'deactivated'
                    when u.blocked_bot then 'blocked'
                    when u.flaky and p.tries = 0 then '${PASSING}' end as reason
-       from unnest($1::text[], $2::bigint[], $3::integer[]) as p (broadcast_id, user_id, tries)
+       from unnest($1::text[], $2::bigint[], $3::integer[], $7::text[]) as p (broadcast_id, user_id, tries, variant)
        left join broadcast_sandbox.users as u using (user_id)
      ), delivered as (
-       insert into broadcast_sandbox.deliveries (broadcast_id, user_id, job_id, epoch, idempotency_key)
-       select broadcast_id, user_id, $4, $5, $6 from person where reason is null
+       insert into broadcast_sandbox.deliveries (broadcast_id, user_id, job_id, epoch, idempotency_key, variant)
+       select broadcast_id, user_id, $4, $5, $6, variant from person where reason is null
      )
      select broadcast_id, user_id, tries, reason from person`,
     [
@@ -182,6 +202,7 @@ export async function deliver({ connection, call }: Run, people: readonly Person
       call.jobId,
       call.epoch,
       call.key,
+      people.map((person) => person.variant),
     ],
   );
   return rows;
@@ -226,7 +247,7 @@ export async function countHandled({ connection, call }: Run, audience: Audience
      from broadcast_sandbox.ledger as l join broadcast_sandbox.users as u using (user_id)
      where l.broadcast_id = $2 and l.job_id <> $1 and u.user_id <= $3 and ($4::text is null or $4 = any (u.segments))
      having count(*) > 0`,
-    [call.jobId, audience?.broadcastId ?? null, audience?.lastUserId ?? null, audience?.segment ?? null],
+    [call.jobId, audience?.task.ledgerId ?? null, audience?.lastUserId ?? null, audience?.task.segment ?? null],
   );
   return rows;
 }

@@ -1,5 +1,5 @@
 /**
- * What makes a service level 1: the same Idempotency-Key gets the same answer and no second send, however often it
+ * What makes a service level 1, and each slice of level 2 safe to repeat: the same Idempotency-Key gets the same answer and no second send, however often it
  * comes, from whichever daemon, also across a restart of this service.
  *
  * That a call is running is not a mark in a table, which a killed process would leave behind, but a session-level
@@ -43,7 +43,7 @@ export async function answerOnce(
       return problem(409, 'in_progress', 'An earlier call of this job still runs.', members);
     }
     const stored = await storedAnswer(connection, key);
-    if (stored !== null) return success(JSON.parse(stored), { 'idempotent-replayed': 'true' });
+    if (stored !== null) return stored;
     const answer = await work(connection);
     if (answer.status >= 200 && answer.status < 300) await storeAnswer(connection, key, answer);
     return answer;
@@ -101,17 +101,20 @@ async function lock(connection: pg.PoolClient, jobId: string): Promise<boolean> 
   return rows[0]?.locked === true;
 }
 
-async function storedAnswer(connection: pg.PoolClient, key: string): Promise<string | null> {
-  const { rows } = await connection.query<{ answer: string | null }>(
-    'select answer from broadcast_sandbox.calls where idempotency_key = $1',
+async function storedAnswer(connection: pg.PoolClient, key: string): Promise<Answer | null> {
+  const { rows } = await connection.query<{ answer: string | null; status: number }>(
+    'select answer, status from broadcast_sandbox.calls where idempotency_key = $1',
     [key],
   );
-  return rows[0]?.answer ?? null;
+  const [row] = rows;
+  if (row === undefined || row.answer === null) return null;
+  return success(JSON.parse(row.answer), { status: row.status, headers: { 'idempotent-replayed': 'true' } });
 }
 
-async function storeAnswer(connection: pg.PoolClient, key: string, answer: Answer): Promise<void> {
-  await connection.query('update broadcast_sandbox.calls set answer = $2 where idempotency_key = $1', [
+async function storeAnswer(connection: pg.PoolClient, key: string, { body, status }: Answer): Promise<void> {
+  await connection.query('update broadcast_sandbox.calls set answer = $2, status = $3 where idempotency_key = $1', [
     key,
-    answer.body,
+    body,
+    status,
   ]);
 }

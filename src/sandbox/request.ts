@@ -4,6 +4,10 @@ import type { IncomingHttpHeaders } from 'node:http';
 import { type Static, Type } from 'typebox';
 import { Value } from 'typebox/value';
 import { type Answer, problem } from './answer.js';
+import { readCursor } from './cursor.js';
+
+/** How much of the service protocol is spoken: plain, idempotent, sliced. */
+export type Level = 0 | 1 | 2;
 
 /** Postgres can hold no NUL in a text. */
 const Name = Type.String({ minLength: 1, maxLength: 200, pattern: '^[^\\u0000]+$' });
@@ -23,6 +27,8 @@ export const Body = Type.Object({
     seq: Count,
     cursor: Type.Optional(Type.Union([Type.String({ maxLength: 4096 }), Type.Null()])),
     scope: Type.Optional(Type.Enum(['all', 'pending', 'failed', 'unknown'])),
+    max_items: Type.Optional(Type.Integer({ minimum: 1 })),
+    wait_seconds: Type.Optional(Type.Number({ minimum: 0 })),
     per_second: Type.Optional(Type.Union([Type.Number({ exclusiveMinimum: 0 }), Type.Null()])),
     previous_failure: Type.Optional(Type.Union([Type.String(), Type.Null()])),
   }),
@@ -35,10 +41,31 @@ const BroadcastPayload = Type.Union([Type.Object({ broadcast_id: Id }), Type.Obj
 const SegmentPayload = Type.Union([Type.Object({ segment_id: Id }), Type.Object({ segmentId: Id })]);
 const RetriesPayload = Type.Object({ limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 1_000_000 })) });
 
-/** What a job asks for. `segment` null means everybody; `limit` is the most people of one call. */
-export type Task =
-  | { readonly kind: 'broadcast'; readonly broadcastId: string; readonly segment: string | null }
-  | { readonly kind: 'retries'; readonly limit: number };
+/** Decimal text or a number: as the payload's author has them. */
+const UserId = Type.Union([
+  Type.String({ pattern: '^[0-9]{1,18}$' }),
+  Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER }),
+]);
+const Extras = Type.Object({
+  test_recipients: Type.Optional(Type.Array(UserId, { minItems: 1, maxItems: 1000 })),
+  variants: Type.Optional(Type.Array(Name, { minItems: 1, maxItems: 20 })),
+});
+
+export interface BroadcastTask {
+  readonly kind: 'broadcast';
+  readonly broadcastId: string;
+  /** What the ledger knows it by: a test send has an entry of its own, or the real one would leave its readers out. */
+  readonly ledgerId: string;
+  /** Null means everybody. */
+  readonly segment: string | null;
+  /** The only people a test send goes to; null for a real one. */
+  readonly only: readonly string[] | null;
+  /** Texts of an A/B test. */
+  readonly variants: readonly string[] | null;
+}
+
+/** What a job asks for. `limit` is the most people of one call, of the whole job where it is sliced. */
+export type Task = BroadcastTask | { readonly kind: 'retries'; readonly limit: number };
 
 /** A call that was understood. */
 export interface Call {
@@ -48,6 +75,14 @@ export interface Call {
   readonly epoch: number;
   readonly attempt: number;
   readonly previousFailure: string | null;
+  readonly step: number;
+  readonly scope: 'all' | 'pending' | 'failed' | 'unknown';
+  readonly cursor: string | null;
+  /** The most people of one slice. */
+  readonly maxItems: number;
+  /** How long a slice may take. */
+  readonly waitSeconds: number;
+  readonly dryRun: boolean;
   /** Messages a second that the daemon asks for; null for no limit. */
   readonly perSecond: number | null;
   readonly fingerprint: string;
@@ -64,6 +99,12 @@ export function readCall(type: string, headers: IncomingHttpHeaders, body: Body)
     epoch: body.job.epoch,
     attempt: body.job.attempt,
     previousFailure: body.step.previous_failure ?? null,
+    step: body.step.seq,
+    scope: body.step.scope ?? 'all',
+    cursor: body.step.cursor ?? null,
+    maxItems: body.step.max_items ?? Number.POSITIVE_INFINITY,
+    waitSeconds: body.step.wait_seconds ?? Number.POSITIVE_INFINITY,
+    dryRun: body.job.dry_run ?? false,
     perSecond: body.step.per_second ?? null,
     fingerprint: fingerprint(body),
     body,
@@ -71,20 +112,29 @@ export function readCall(type: string, headers: IncomingHttpHeaders, body: Body)
 }
 
 /** What the job wants done, or the refusal. Nothing that this level cannot do is done half: it would send for real. */
-export function readTask(call: Call): { task: Task } | { refusal: Answer } {
-  const { body, type } = call;
+export function readTask(call: Call, level: Level): { task: Task } | { refusal: Answer } {
+  const { body, type, scope } = call;
   const refuse = (status: number, code: string, detail: string) => ({
     refusal: problem(status, code, detail, { retriable: false }),
   });
   if (body.job.type !== type) return refuse(422, 'type_mismatch', `The path says ${type}, the body ${body.job.type}.`);
-  if (body.job.dry_run) return refuse(422, 'dry_run_unsupported', 'Below level 2 a dry run would send for real.');
-  const scope = body.step.scope ?? 'all';
+  const task = taskOf(call);
+  if (task === 'unknown_job_type') return refuse(404, task, `This service knows no job type ${type}.`);
+  if (level === 2) {
+    if (task === 'invalid_payload') return refuse(422, task, `The payload is not one of a ${type} job.`);
+    if (call.cursor !== null && readCursor(call.cursor) === null) {
+      return refuse(422, 'bad_cursor', 'This service has not written that cursor.');
+    }
+    return { task };
+  }
+  if (call.dryRun) return refuse(422, 'dry_run_unsupported', 'Below level 2 a dry run would send for real.');
   if (scope === 'failed' || scope === 'unknown') {
     return refuse(422, 'scope_unsupported', `Below level 2 nobody is sent to again (scope ${scope}).`);
   }
-  const task = taskOf(type, body.payload);
-  if (task === 'unknown_job_type') return refuse(404, task, `This service knows no job type ${type}.`);
   if (task === 'invalid_payload') return refuse(422, task, `The payload is not one of a ${type} job.`);
+  if (task.kind === 'broadcast' && task.only !== null) {
+    return refuse(422, 'test_unsupported', 'Below level 2 a test would go to everybody.');
+  }
   return { task };
 }
 
@@ -103,22 +153,26 @@ function fingerprint({ job, payload, step }: Body): string {
   return createHash('sha256').update(JSON.stringify(same)).digest('hex');
 }
 
-function taskOf(type: string, payload: unknown): Task | 'unknown_job_type' | 'invalid_payload' {
-  switch (type) {
-    case 'send_broadcast': {
-      const broadcastId = broadcastOf(payload);
-      return broadcastId === null ? 'invalid_payload' : { kind: 'broadcast', broadcastId, segment: null };
-    }
-    case 'send_segment_broadcast': {
-      const broadcastId = broadcastOf(payload);
-      if (broadcastId === null || !Value.Check(SegmentPayload, payload)) return 'invalid_payload';
-      const segment = String('segment_id' in payload ? payload.segment_id : payload.segmentId);
-      return { kind: 'broadcast', broadcastId, segment };
-    }
+function taskOf(call: Call): Task | 'unknown_job_type' | 'invalid_payload' {
+  const { payload } = call.body;
+  switch (call.type) {
+    case 'send_broadcast':
+      return broadcastTask(call, null);
+    case 'send_segment_broadcast':
+      if (!Value.Check(SegmentPayload, payload)) return 'invalid_payload';
+      return broadcastTask(call, String('segment_id' in payload ? payload.segment_id : payload.segmentId));
     case 'process_retries':
       if (!Value.Check(RetriesPayload, payload)) return 'invalid_payload';
       return { kind: 'retries', limit: payload.limit ?? 1000 };
     default:
       return 'unknown_job_type';
   }
+}
+
+function broadcastTask({ jobId, body: { payload } }: Call, segment: string | null): BroadcastTask | 'invalid_payload' {
+  const broadcastId = broadcastOf(payload);
+  if (broadcastId === null || !Value.Check(Extras, payload)) return 'invalid_payload';
+  const only = payload.test_recipients?.map(String) ?? null;
+  const ledgerId = only === null ? broadcastId : `${broadcastId} tested by ${jobId}`;
+  return { kind: 'broadcast', broadcastId, ledgerId, segment, only, variants: payload.variants ?? null };
 }

@@ -88,6 +88,10 @@ create table if not exists broadcast_sandbox.ledger (
   -- The job that made the latest try.
   job_id       text not null,
   epoch        bigint not null,
+  -- The step that made it: a step that sends again knows by it whom it has sent to itself.
+  step         bigint not null default 0,
+  -- Of an A/B test: every try sends the same.
+  variant      text,
   state        text not null check (state in ('sending', 'sent', 'failed', 'skipped', 'unknown')),
   reason       text,
   claimed_at   timestamptz not null default clock_timestamp(),
@@ -101,6 +105,7 @@ create table if not exists broadcast_sandbox.deliveries (
   job_id          text not null,
   epoch           bigint not null,
   idempotency_key text,
+  variant         text,
   delivered_at    timestamptz not null default clock_timestamp()
 );
 create index if not exists deliveries_broadcast on broadcast_sandbox.deliveries (broadcast_id);
@@ -118,7 +123,9 @@ create table if not exists broadcast_sandbox.jobs (
   job_id       text primary key,
   epoch        bigint not null,
   -- The audience ends here: frozen when the job is first called, so that people who join meanwhile wait for the next.
-  last_user_id bigint
+  last_user_id bigint,
+  -- How many people that were.
+  total        integer
 );
 
 create table if not exists broadcast_sandbox.calls (
@@ -127,6 +134,7 @@ create table if not exists broadcast_sandbox.calls (
   fingerprint     text not null,
   -- Null while the work goes on, or when it was cut short: which of the two, the job's advisory lock tells.
   answer          text,
+  status          integer not null default 200,
   created_at      timestamptz not null default now()
 );
 
@@ -141,6 +149,14 @@ create table if not exists broadcast_sandbox.requests (
   received_at      timestamptz not null default clock_timestamp(),
   answered_status  integer
 );
+
+-- For tables that were made before there were slices.
+alter table broadcast_sandbox.jobs add column if not exists total integer;
+alter table broadcast_sandbox.calls add column if not exists status integer not null default 200;
+alter table broadcast_sandbox.deliveries add column if not exists variant text;
+alter table broadcast_sandbox.ledger
+  add column if not exists step bigint not null default 0,
+  add column if not exists variant text;
 `;
 
 /**

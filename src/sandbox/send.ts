@@ -1,11 +1,14 @@
 /** Carries a task out, batch by batch: claim, deliver, settle, each committed before the next begins. */
-import { setTimeout as wait } from 'node:timers/promises';
+import { type Audience, closeAudience, freezeAudience } from './audience.js';
+import { type Position, readCursor, writeCursor } from './cursor.js';
 import * as ledger from './ledger.js';
-import type { Task } from './request.js';
+import { batchSize, type Pacer } from './pace.js';
+import type { Call, Task } from './request.js';
 
 /** The protocol's `progress`: absolute, and processed = sent + skipped + failed + unknown. */
-export interface Counters {
-  total: number;
+interface Counters {
+  /** Null while nobody knows. */
+  total: number | null;
   processed: number;
   sent: number;
   skipped: number;
@@ -14,91 +17,135 @@ export interface Counters {
   reasons: Record<string, number>;
 }
 
-export interface Pace {
+export interface Limits {
+  /** Whether the work may end before its end, to go on at a cursor. */
+  readonly sliced: boolean;
   /** Messages a second; null for as fast as possible. */
   readonly perSecond: number | null;
+  readonly pacer: Pacer;
   /** When it fires, the batch in hand is finished and the run stops. */
   readonly signal: AbortSignal;
 }
 
-/** The run was told to stop. What was sent is in the ledger; the next call of the job goes on from there. */
+export interface Sent {
+  readonly progress: Counters;
+  /** Where to go on; null when nobody is left. */
+  readonly cursor: string | null;
+}
+
+/** A run that cannot be sliced was told to stop. What was sent is in the ledger; the next call goes on from there. */
 export class Stopped extends Error {
   override readonly name = 'Stopped';
 }
 
-/** People per batch. Smaller when paced, so that a slow broadcast moves several times a second. */
-const BATCH_SIZE = 500;
-const PACED_BATCHES_PER_SECOND = 4;
-
 /**
- * Sends until nobody is left.
- * @returns the job's absolute counters: with `total` equal to `processed`, for nobody is left
+ * Sends until nobody is left or, sliced, until the call's share is done.
  * @throws Stopped, or what the database threw
  */
-export async function send(run: ledger.Run, task: Task, pace: Pace): Promise<Counters> {
-  if (run.remembers) await ledger.giveUpInterrupted(run, task.kind === 'broadcast' ? task.broadcastId : null);
-  const audience =
-    task.kind === 'broadcast'
-      ? { broadcastId: task.broadcastId, segment: task.segment, lastUserId: await ledger.lastUserId(run) }
-      : null;
-  const size = batchSize(pace);
-  const batches = audience ? audienceBatches(run, audience, size) : retryBatches(run, limitOf(task), size);
-
+export async function send(run: ledger.Run, task: Task, limits: Limits): Promise<Sent> {
+  if (run.remembers) await ledger.giveUpInterrupted(run, task.kind === 'broadcast' ? task.ledgerId : null);
+  const audience = task.kind === 'broadcast' ? await freezeAudience(run, task) : null;
   const progress: Counters = { total: 0, processed: 0, sent: 0, skipped: 0, failed: 0, unknown: 0, reasons: {} };
-  const start = performance.now();
-  let messages = 0;
-  for await (const batch of batches) {
-    const people = batch.filter((person) => person.state === 'sending');
-    const verdicts = await ledger.deliver(run, people);
-    messages += people.length;
-    // The messenger takes its time: a crash here finds rows in `sending` whose messages did arrive.
-    await untilDue(start, messages, pace);
-    await ledger.settle(run, verdicts);
+  const walk = new Walk(run, task, audience, limits);
+  for await (const { batch, verdicts } of walk.batches()) {
     if (!run.remembers) count(progress, [...skips(batch), ...outcomes(verdicts)]);
-    if (pace.signal.aborted) throw new Stopped();
   }
   if (run.remembers) count(progress, await ledger.countHandled(run, audience));
-  return progress;
+  progress.total = await totalOf(run, audience, walk.isDone, progress.processed);
+  return { progress, cursor: walk.isDone ? null : writeCursor(walk.position) };
 }
 
-/** Resolves after `ms`, or as soon as the signal fires. */
-export async function pause(ms: number, signal: AbortSignal): Promise<void> {
-  await wait(ms, undefined, { signal }).catch(() => {}); // It rejects only when the signal fires.
-}
+/** One call's way through the people it is about. */
+class Walk {
+  position: Position;
+  /** Whether nobody is left. */
+  isDone = false;
+  #left: number;
+  readonly #size: number;
+  readonly #endsAt: number;
 
-function batchSize({ perSecond }: Pace): number {
-  if (perSecond === null) return BATCH_SIZE;
-  return Math.min(BATCH_SIZE, Math.max(1, Math.floor(perSecond / PACED_BATCHES_PER_SECOND)));
-}
+  constructor(
+    private readonly run: ledger.Run,
+    private readonly task: Task,
+    private readonly audience: Audience | null,
+    private readonly limits: Limits,
+  ) {
+    const { cursor, step, maxItems, waitSeconds } = run.call;
+    const start: Position = { firstStep: step, after: '0' };
+    this.position = (limits.sliced && cursor !== null && readCursor(cursor)) || start;
+    this.#left = limits.sliced ? maxItems : Number.POSITIVE_INFINITY;
+    this.#endsAt = limits.sliced ? performance.now() + waitSeconds * 1000 : Number.POSITIVE_INFINITY;
+    this.#size = batchSize(limits.perSecond);
+  }
 
-function limitOf(task: Task): number {
-  return task.kind === 'retries' ? task.limit : Number.POSITIVE_INFINITY;
-}
+  /** Yields what was sent and written down. */
+  async *batches() {
+    const { pacer, perSecond, signal, sliced } = this.limits;
+    for (;;) {
+      const size = Math.min(this.#size, this.#left, this.#limitLeft());
+      this.isDone = size === 0 && this.#limitLeft() === 0;
+      if (size === 0) return;
+      await pacer.turn(size, perSecond, signal);
+      if (signal.aborted && !sliced) throw new Stopped();
+      if (signal.aborted) return;
 
-async function* audienceBatches(run: ledger.Run, audience: ledger.Audience, size: number) {
-  let after = '0';
-  for (;;) {
-    const batch = await ledger.claimNext(run, audience, after, size);
-    const last = batch.at(-1);
-    if (last === undefined) return;
-    after = last.user_id;
-    yield batch;
+      const startedAt = performance.now();
+      const batch = await this.#claim(size);
+      const people = batch.filter((person) => person.state === 'sending');
+      const verdicts = await ledger.deliver(this.run, people);
+      pacer.record(people.length, perSecond, startedAt, performance.now());
+      // The messenger takes its time: a crash here finds rows in `sending` whose messages did arrive.
+      await pacer.turn(size, perSecond, signal);
+      await ledger.settle(this.run, verdicts);
+
+      this.#moveOn(batch, size);
+      yield { batch, verdicts };
+      if (this.isDone || performance.now() >= this.#endsAt) return;
+    }
+  }
+
+  #claim(size: number): Promise<ledger.Person[]> {
+    const { run, audience, position } = this;
+    if (audience === null) return ledger.claimRetries(run, size);
+    const { scope } = run.call;
+    return again(scope)
+      ? ledger.claimAgain(run, audience, scope, position, size)
+      : ledger.claimNext(run, audience, position.after, size);
+  }
+
+  /** Past all of the batch, and no further. */
+  #moveOn(batch: readonly ledger.Person[], size: number): void {
+    const last = batch.at(-1)?.user_id ?? this.position.after;
+    const taken = String(Number(this.position.after) + batch.length);
+    this.position = { ...this.position, after: this.audience === null ? taken : last };
+    this.#left -= batch.length;
+    this.isDone = batch.length < size || last === this.audience?.lastUserId || this.#limitLeft() === 0;
+  }
+
+  /** A job without an audience has a limit instead, and its position is how many people it has taken. */
+  #limitLeft(): number {
+    return this.task.kind === 'retries'
+      ? Math.max(0, this.task.limit - Number(this.position.after))
+      : Number.POSITIVE_INFINITY;
   }
 }
 
-async function* retryBatches(run: ledger.Run, limit: number, size: number) {
-  for (let left = limit; left > 0; ) {
-    const batch = await ledger.claimRetries(run, Math.min(left, size));
-    if (batch.length === 0) return;
-    left -= batch.length;
-    yield batch;
-  }
+/** Whether the scope asks for people who were tried before. Nobody who got the message is in any scope. */
+function again(scope: Call['scope']): scope is 'failed' | 'unknown' {
+  return scope === 'failed' || scope === 'unknown';
 }
 
-async function untilDue(start: number, messages: number, { perSecond, signal }: Pace): Promise<void> {
-  if (perSecond === null) return;
-  const early = start + (messages / perSecond) * 1000 - performance.now();
-  if (early > 0) await pause(early, signal);
+/** When nobody is left, the total is who was met: people leave segments in mid-broadcast. */
+async function totalOf(
+  run: ledger.Run,
+  audience: Audience | null,
+  isDone: boolean,
+  processed: number,
+): Promise<number | null> {
+  if (audience === null) return isDone ? processed : null;
+  if (!isDone || again(run.call.scope)) return Math.max(audience.total, processed);
+  if (run.remembers) await closeAudience(run, processed);
+  return processed;
 }
 
 function skips(batch: readonly ledger.Person[]): ledger.CountRow[] {
@@ -115,7 +162,6 @@ function count(progress: Counters, rows: readonly ledger.CountRow[]): void {
   for (const { state, reason, count } of rows) {
     progress[state] += count;
     progress.processed += count;
-    progress.total += count;
     if (reason !== null) progress.reasons[reason] = (progress.reasons[reason] ?? 0) + count;
   }
 }

@@ -2,8 +2,9 @@
  * The sandbox: a small but whole broadcast service that keeps every promise of the service protocol up to its level.
  * The demo's partner, the tests' partner, and the example for the bot's team to write their own by.
  *
- * Level 1 answers each Idempotency-Key once and sends to each person at most once, whatever is killed and whenever.
- * Level 0 remembers nothing, for showing what that costs.
+ * Level 2 works in slices that can be resumed, paused and cancelled; level 1 does all in one call. Both answer each
+ * Idempotency-Key once and send to each person at most once, whatever is killed and whenever. Level 0 remembers
+ * nothing, for showing what that costs.
  */
 import { timingSafeEqual } from 'node:crypto';
 import type { IncomingHttpHeaders } from 'node:http';
@@ -20,7 +21,7 @@ import { ConfigError } from '../errors.js';
 import { problem, problemFrom, Refusal, send } from './answer.js';
 import { control } from './control.js';
 import { Faults } from './faults.js';
-import { Body, readCall } from './request.js';
+import { Body, type Level, readCall } from './request.js';
 import { prepareSchema } from './schema.js';
 import { Service } from './service.js';
 import { openPools } from './store.js';
@@ -38,8 +39,8 @@ export interface SandboxOptions {
   readonly token?: string | null | undefined;
   /** Users to make when there are none; default 1000. */
   readonly recipients?: number | undefined;
-  /** Default 1. */
-  readonly level?: 0 | 1 | undefined;
+  /** Default 2. */
+  readonly level?: Level | undefined;
   /** Messages a second of each call; default null, as fast as possible. The daemon may ask for less. */
   readonly perSecond?: number | null | undefined;
   /** Broadcasts that one person may be sent on one day; default 100. */
@@ -70,7 +71,7 @@ export async function startSandbox(options: SandboxOptions): Promise<Sandbox> {
   const pools = openPools(options.databaseUrl, (error) => app.log.warn({ err: error }, 'a connection was lost'));
   const faults = new Faults();
   const closing = new AbortController();
-  const { level = 1, perSecond = null, dailyLimit = 100 } = options;
+  const { level = 2, perSecond = null, dailyLimit = 100 } = options;
   const service = new Service({ level, perSecond, dailyLimit }, pools, faults, closing.signal, app.log);
 
   app.setValidatorCompiler(TypeBoxValidatorCompiler);

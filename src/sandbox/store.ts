@@ -31,6 +31,8 @@ export interface BroadcastReport {
   sending: number;
   /** People with more than one delivery. */
   duplicates: number;
+  /** Deliveries of each variant of an A/B test. What people did with them, a messenger would have to tell. */
+  variants: Record<string, number>;
 }
 
 const REQUESTS_KEPT = 10_000;
@@ -128,6 +130,9 @@ export async function reportBroadcast({ statements }: Pools, broadcastId: string
        from broadcast_sandbox.ledger as l where l.broadcast_id = $1
      ), reached as materialized (
        select user_id, count(*) as times from broadcast_sandbox.deliveries where broadcast_id = $1 group by user_id
+     ), variants as materialized (
+       select variant, count(*) as times from broadcast_sandbox.deliveries
+       where broadcast_id = $1 and variant is not null group by variant
      ), unlisted as (
        select count(*)::integer as people from reached
        where not exists (select from broadcast_sandbox.ledger as l
@@ -138,11 +143,12 @@ export async function reportBroadcast({ statements }: Pools, broadcastId: string
             count(*) filter (where state = 'skipped')::integer as skipped,
             count(*) filter (where state = 'unknown')::integer as unknown,
             count(*) filter (where state = 'sending')::integer as sending,
-            (select count(*)::integer from reached where times > 1) as duplicates
+            (select count(*)::integer from reached where times > 1) as duplicates,
+            (select coalesce(jsonb_object_agg(variant, times), '{}') from variants) as variants
      from state`,
     [broadcastId, LOCK_CLASS],
   );
-  return rows[0] ?? { sent: 0, failed: 0, skipped: 0, unknown: 0, sending: 0, duplicates: 0 };
+  return rows[0] ?? { sent: 0, failed: 0, skipped: 0, unknown: 0, sending: 0, duplicates: 0, variants: {} };
 }
 
 /** How many people there are, by what a broadcast to everybody meets. */

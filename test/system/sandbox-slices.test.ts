@@ -162,33 +162,35 @@ describe('a slice', () => {
 
 describe('the pace', () => {
   test('of 200 a second is kept in every second, from slice to slice, and made use of', async () => {
-    const options = {
-      job: 'paced',
-      payload: { broadcast_id: 'paced' },
-      perSecond: 200,
-      waitSeconds: 0.7,
-      maxItems: 600,
-    };
-    const start = performance.now();
-    const answers = await callThrough(url, options);
-    expect(answers.length).toBeGreaterThan(5);
-    const { busiest, messages } = await pace('paced');
-    expect(messages).toBe(900);
+    const own = await createDatabase();
+    await withSandbox({ databaseUrl: own.url }, async (paced) => {
+      // Everybody can be reached, so that each message leaves its mark.
+      await own.query(
+        `update broadcast_sandbox.users set opted_out_at = null, blocked_bot = false, deactivated = false, flaky = false`,
+      );
+      const options = { job: 'paced', payload: { broadcast_id: 'paced' }, perSecond: 200, waitSeconds: 0.7 };
+      const start = performance.now();
+      const answers = await callThrough(paced, options);
+      expect(answers.length).toBeGreaterThan(5);
+      // At 200 a second, 5 s.
+      expect(performance.now() - start).toBeLessThan(6_000);
+    });
+    const { busiest, messages } = await pace(own, 'paced');
+    expect(messages).toBe(1000);
     expect(busiest).toBeLessThanOrEqual(204);
-    // 950 were tried: at 200 a second, 4.75 s.
-    expect(performance.now() - start).toBeLessThan(5_700);
+    await own.drop();
   });
 
   test('of the sandbox itself holds where the daemon asks for more', async () => {
     await withSandbox({ perSecond: 100 }, async (slow) => {
       await call(slow, { job: 'slow', payload: { broadcast_id: 'slow' }, perSecond: 5000, maxItems: 200 });
     });
-    expect((await pace('slow')).busiest).toBeLessThanOrEqual(102);
+    expect((await pace(database, 'slow')).busiest).toBeLessThanOrEqual(102);
   });
 
   /** The most deliveries in any one second. */
-  async function pace(broadcastId: string): Promise<{ busiest: number; messages: number }> {
-    const [row] = await database.query<{ busiest: number; messages: number }>(
+  async function pace(where: TestDatabase, broadcastId: string): Promise<{ busiest: number; messages: number }> {
+    const [row] = await where.query<{ busiest: number; messages: number }>(
       `select max(people)::integer as busiest, count(*)::integer as messages
        from (select count(*) over (order by delivered_at
                                    range between current row and interval '1 second' following) as people
@@ -211,13 +213,13 @@ test('a dry run says how many it would be, and sends to nobody', async () => {
 });
 
 test('a test send goes to its recipients only, and the broadcast reaches them all the same', async () => {
-  const payload = { broadcast_id: 'tested', test_recipients: [11, '12', 99_999] };
+  const payload = { broadcast_id: 'tested', test_recipients: [11, '13', 99_999] };
   const { body } = await call(url, { job: 'test send', payload });
   expect(body).toMatchObject({ status: 'completed', progress: { total: 2, processed: 2, sent: 2 } });
   const people = await database.query(
     `select user_id from broadcast_sandbox.deliveries where job_id = 'test send' order by 1`,
   );
-  expect(people).toEqual([{ user_id: '11' }, { user_id: '12' }]);
+  expect(people).toEqual([{ user_id: '11' }, { user_id: '13' }]);
   expect(await report(url, 'tested')).toMatchObject({ sent: 0 });
   expect((await call(url, { job: 'real send', payload: { broadcast_id: 'tested' } })).body.progress).toEqual(EVERYBODY);
 });
