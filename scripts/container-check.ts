@@ -110,7 +110,7 @@ async function engine(): Promise<(...args: string[]) => Promise<string>> {
   const args = [...first, '--env-file', join(folder, 'empty.env'), '-p', name, '-f', join(root, 'compose.yaml')];
   const compose = (...rest: string[]) => run(command, [...args, ...rest], { env: settings });
 
-  cleanup.push(() => docker('image', 'rm', '--force', image).catch(() => ''));
+  cleanup.push(() => run('docker', ['image', 'rm', '--force', image], { always: true }).catch(() => ''));
   cleanup.push(() => run(command, [...args, 'down', '-v', '--timeout', '1'], { env: settings, always: true }));
   return compose;
 }

@@ -96,7 +96,8 @@ function ownLocation(reply: Reply, about: Circumstances): string | null {
 function completed(text: string, body: Record<string, unknown>, reply: Reply, about: Circumstances): Outcome {
   const result = kept(text, body);
   const progress = readProgress(body);
-  if (progress === undefined) return { kind: 'done', result, flags: ['unverified'] };
+  // A dry run sent nothing, so it has nothing to account for.
+  if (progress === undefined) return { kind: 'done', result, flags: body.dry_run === true ? [] : ['unverified'] };
   const gap = incompleteness(progress);
   if (gap === null) return { kind: 'done', result, progress };
   const message = `${about.where}: the service says completed, but ${gap}`;

@@ -118,6 +118,11 @@ describe('a sliced service', () => {
     expect(read({ json: { status: 'completed', ...body } })).toMatchObject({ kind: 'done', flags: ['unverified'] });
   });
 
+  test('a dry run has nothing to account for', () => {
+    const json = { status: 'completed', dry_run: true, audience: 900 };
+    expect(read({ json })).toMatchObject({ kind: 'done', flags: [] });
+  });
+
   test.each([
     ['fewer processed than there are', { total: 10, processed: 9 }, 'only 9 of 10'],
     ['parts that fall short', { total: 10, processed: 10, sent: 5, failed: 1 }, 'is 6'],
