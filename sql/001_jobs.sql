@@ -3,7 +3,7 @@
 --
 -- A bot inserts a row into broadcast_queue_jobs, in its own transaction; a daemon claims it, calls the bot team's
 -- broadcast service, and writes down what came of it. Any number of daemons share the table. This file is the whole
--- state machine; the daemon's own statements (src/db/jobs.ts) only move rows along it.
+-- state machine; the daemon's own statements (src/db/statements.ts) only move rows along it.
 --
 --     pending ──claim──▶ processing ──done──▶ completed
 --        ▲                 │  │  └───permanent, or attempts spent──▶ failed ──operator──▶ pending

@@ -1,7 +1,7 @@
 /** How a lease lives and ends: the heartbeat, the release. The reaper has a file of its own. */
 import { randomUUID } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
-import { statements } from '../../src/db/jobs.js';
+import { statements } from '../../src/db/statements.js';
 import type { Claim, Store } from '../../src/queue/ports.js';
 import { claim, claimOne, openQueue, settlement, type TestQueue } from '../support/store.js';
 import { until } from '../support/until.js';

@@ -6,8 +6,8 @@
 import { randomUUID } from 'node:crypto';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import pg from 'pg';
-import { statements } from '../../src/db/jobs.js';
 import { type Database, openDatabase, type Row } from '../../src/db/pool.js';
+import { statements } from '../../src/db/statements.js';
 import { claim, openQueue, settlement, type TestQueue } from '../support/store.js';
 
 const sql = statements('public');
