@@ -417,16 +417,19 @@ end $$;
 create function broadcast_resume(job_id uuid) returns text
 language plpgsql set search_path from current as $$
 declare
-  j broadcast_queue_jobs := broadcast_queue_lock(broadcast_resume.job_id);
+  j       broadcast_queue_jobs := broadcast_queue_lock(broadcast_resume.job_id);
+  -- A row that became paused by a plain UPDATE has no paused_from; one with its attempts spent would only fail. Both
+  -- start over.
+  target  text := case when j.attempts >= j.max_attempts then 'pending'
+                       else coalesce(j.paused_from, 'pending') end;
 begin
   if j.status = 'paused' then
-    -- A row that became paused by a plain UPDATE has no paused_from: pending is where it starts over.
     update broadcast_queue_jobs
-      set status = coalesce(j.paused_from, 'pending'), paused_from = null, hold_reason = null, lease_id = null,
+      set status = target, paused_from = null, hold_reason = null, lease_id = null,
           stalled_calls = 0, stalled_since = null, updated_at = clock_timestamp()
       where id = j.id;
     perform pg_notify('broadcast_queue', '');
-    return coalesce(j.paused_from, 'pending');
+    return target;
   elsif j.status = 'processing' and j.pause_requested_at is not null then
     update broadcast_queue_jobs
       set pause_requested_at = null, hold_reason = null, updated_at = clock_timestamp() where id = j.id;

@@ -99,6 +99,7 @@ async function start(): Promise<void> {
     const daemon = await startDaemon(config, {
       logger,
       masked,
+      signal,
       random: Math.random,
       worker: {
         id: `${hostname().slice(0, 40)}-${process.pid}-${randomBytes(3).toString('hex')}`,

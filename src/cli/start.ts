@@ -31,6 +31,8 @@ export interface Surroundings {
   readonly logger: Logger;
   readonly worker: Worker;
   readonly random: () => number;
+  /** Ends the wait for a database that is not there yet. */
+  readonly signal: AbortSignal;
   /** Makes secrets unreadable in what is written to the database. */
   readonly masked: (text: string) => string;
 }
@@ -39,8 +41,9 @@ export interface Surroundings {
  * @throws DatabaseUnavailable when the database cannot be reached within ten seconds, SchemaError when its schema does
  * not fit, or the operating system's error when the API's port is taken
  */
-export async function startDaemon(config: Config, { logger, worker, random, masked }: Surroundings): Promise<Daemon> {
-  await prepareSchema(config, logger);
+export async function startDaemon(config: Config, surroundings: Surroundings): Promise<Daemon> {
+  const { logger, worker, random, masked, signal } = surroundings;
+  await prepareSchema(config, logger, signal);
 
   const events: Events = new EventEmitter<QueueEvents>();
   observe(events, logger);
@@ -185,7 +188,7 @@ const RECALL_CHANNEL = 'broadcast_queue_recall';
 const DATABASE_WAIT_MS = 10_000;
 
 /** Brings the schema up to date, or says why not. A database that is only just starting is waited for. */
-async function prepareSchema({ database }: Config, logger: Logger): Promise<void> {
+async function prepareSchema({ database }: Config, logger: Logger, signal: AbortSignal): Promise<void> {
   const url = database.migrateUrl ?? database.url;
   const deadline = performance.now() + DATABASE_WAIT_MS;
   while (true) {
@@ -200,7 +203,7 @@ async function prepareSchema({ database }: Config, logger: Logger): Promise<void
         `the schema lacks ${missing.join(', ')}: run "broadcastd migrate", or set AUTO_MIGRATE=true`,
       );
     } catch (error) {
-      if (!(error instanceof DatabaseUnavailable) || performance.now() > deadline) throw error;
+      if (!(error instanceof DatabaseUnavailable) || performance.now() > deadline || signal.aborted) throw error;
       logger.warn({ error: error.message }, 'the database does not answer yet');
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }

@@ -175,7 +175,8 @@ const OPERATIONS: Record<string, (job: ModelJob) => string | null> = {
       return 'processing';
     }
     if (job.status !== 'paused') return null;
-    job.status = job.pausedFrom ?? 'pending';
+    // With its attempts spent it could only fail: it starts over.
+    job.status = job.attempts >= job.maxAttempts ? 'pending' : (job.pausedFrom ?? 'pending');
     job.pausedFrom = null;
     return job.status;
   },
