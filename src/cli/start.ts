@@ -160,6 +160,12 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
     const resume = `SELECT ${schema === 'public' ? '' : `${schema}.`}broadcast_resume_queue()`;
     logger.warn(`all queues are paused, because START_PAUSED is set; ${resume} lets them go`);
   }
+  if (jobs.ambiguousPolicy === 'retry' && (service.level ?? 0) < 1) {
+    logger.warn(
+      'the service is not known to remember Idempotency-Key: where an answer is lost, its repetition may reach people ' +
+        'twice. If it does remember, say so with BROADCAST_SERVICE_LEVEL=1; if not, see AMBIGUOUS_POLICY',
+    );
+  }
   const paused = await pausedQueues(database);
   if (paused.length > 0) logger.warn({ queues: paused }, 'paused, until somebody resumes them (* is every queue)');
   queue.start();

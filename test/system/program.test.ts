@@ -119,6 +119,16 @@ test('a flood of equal failures is counted instead of repeated', async () => {
   expect(told + Number(summary.suppressed)).toBe(500);
 }, 40_000);
 
+test.each([
+  [{}, 1],
+  [{ BROADCAST_SERVICE_LEVEL: '0' }, 1],
+  [{ BROADCAST_SERVICE_LEVEL: '1' }, 0],
+  [{ AMBIGUOUS_POLICY: 'pause' }, 0],
+])('a service that may not remember keys is warned of at the start: %j', async (env, warnings) => {
+  const daemon = await startProgram({ DATABASE_URL: database.url, BROADCAST_SERVICE_URL: service.url, ...env });
+  expect(daemon.lines.filter(({ msg }) => msg.includes('not known to remember'))).toHaveLength(warnings);
+});
+
 test('health: without a token one word, with one the figures', async () => {
   const secret = 'a-token-of-more-than-24-characters';
   const daemon = await startProgram({
