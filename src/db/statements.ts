@@ -139,8 +139,9 @@ export function statements(schema: string) {
       )
       select case
         when settled.id is not null then 'settled'
-        when exists (select from ${jobs} j where j.id = s.id and j.lease_id = s.lease
-                     and j.status in ('completed', 'failed', 'retry', 'cancelled', 'paused')) then 'already'
+        -- not EXISTS, which PostgreSQL 18 may plan as a hash over the whole table
+        when (select j.lease_id = s.lease and j.status in ('completed', 'failed', 'retry', 'cancelled', 'paused')
+              from ${jobs} j where j.id = s.id) then 'already'
         else 'lost' end as answer
       from s left join settled using (place)
       order by s.place`,

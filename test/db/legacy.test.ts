@@ -316,10 +316,12 @@ describe('the table', () => {
     await over(database);
     const fresh = await emptyDatabase();
     await migrate(fresh.url, 'public');
+    // NOT NULL is compared by column; its constraints, which PostgreSQL 18 names, may have any name.
     const shape = `
       select pg_get_indexdef(indexrelid) as definition from pg_index where indrelid = 'broadcast_queue_jobs'::regclass
       union all select pg_get_triggerdef(oid) || tgenabled::text from pg_trigger where tgrelid = 'broadcast_queue_jobs'::regclass
-      union all select conname || pg_get_constraintdef(oid) from pg_constraint where conrelid = 'broadcast_queue_jobs'::regclass
+      union all select conname || pg_get_constraintdef(oid) from pg_constraint
+        where conrelid = 'broadcast_queue_jobs'::regclass and contype <> 'n'
       union all select concat_ws(' ', column_name, data_type, is_nullable, column_default) from information_schema.columns
         where table_name = 'broadcast_queue_jobs'
       union all select pg_get_serial_sequence('broadcast_queue_jobs', 'id') order by 1`;
