@@ -2,7 +2,7 @@
  * What follows from what happened: a handler's outcome or its error becomes a settlement. Pure, and the only place that
  * knows what an error means.
  */
-import { Interrupted, PermanentError, TransientError } from '../errors.js';
+import { DatabaseUnavailable, Interrupted, PermanentError, TransientError } from '../errors.js';
 import type { Flag, Outcome } from '../job.js';
 import type { Claim, Settlement } from './ports.js';
 
@@ -128,12 +128,17 @@ function fromError(claim: Claim, error: Error, policy: Policy, random: () => num
       record: 'failed',
     };
   }
+  return fromTransient(claim, asTransient(error), policy, random);
+}
+
+function asTransient(error: Error): TransientError {
+  if (error instanceof TransientError) return error;
+  if (error instanceof DatabaseUnavailable) {
+    // A handler that works on the database met an outage: nobody's attempt.
+    return new TransientError(`the database did not answer: ${error.message}`, { code: 'database', cost: 'free' });
+  }
   // Anything unforeseen is the daemon's own fault: it costs an attempt, never a broadcast.
-  const failure =
-    error instanceof TransientError
-      ? error
-      : new TransientError(`internal error: ${error.name}: ${error.message}`, { code: 'internal' });
-  return fromTransient(claim, failure, policy, random);
+  return new TransientError(`internal error: ${error.name}: ${error.message}`, { code: 'internal' });
 }
 
 function fromTransient(claim: Claim, error: TransientError, policy: Policy, random: () => number): Decision {

@@ -1,6 +1,12 @@
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
-import { Interrupted, PermanentError, type TransientDetail, TransientError } from '../../src/errors.js';
+import {
+  DatabaseUnavailable,
+  Interrupted,
+  PermanentError,
+  type TransientDetail,
+  TransientError,
+} from '../../src/errors.js';
 import type { Job, Outcome } from '../../src/job.js';
 import { backoffMs, decide, type Policy, STALLED_CALLS_LIMIT, STALLED_TIME_LIMIT_MS } from '../../src/queue/decide.js';
 import type { Claim, Settlement } from '../../src/queue/ports.js';
@@ -165,6 +171,13 @@ describe('what follows', () => {
       { attempts: 'refund', dueInMs: 0 },
       new Interrupted('shutdown', true),
       claimOf({ step: { seq: 4, cursor: 'c', scope: 'all', previousFailure: null } }),
+    ],
+    [
+      'a database that is away costs a handler nothing, not even at the last attempt',
+      'retry',
+      { attempts: 'refund', errorCode: 'database', flags: [] },
+      new DatabaseUnavailable('gone'),
+      claimOf({ type: 'cleanup_queue', attempt: 3 }),
     ],
     ['a bug costs an attempt, never a broadcast', 'retry', { errorCode: 'internal' }, new TypeError('x is undefined')],
   ];
