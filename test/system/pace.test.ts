@@ -1,32 +1,14 @@
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from '@jest/globals';
-import { killPrograms, startProgram } from '../support/daemon.js';
-import { replyJson, type ScriptedServer, startHttpServer } from '../support/http-server.js';
-import { createDatabase, type TestDatabase } from '../support/postgres.js';
+import { expect, test } from '@jest/globals';
+import { replyJson } from '../support/http-server.js';
+import { setStage } from '../support/stage.js';
 import { until } from '../support/until.js';
 
-let database: TestDatabase;
-let service: ScriptedServer;
-
-beforeAll(async () => {
-  database = await createDatabase();
-});
-afterAll(() => database.drop());
-beforeEach(async () => {
-  service = await startHttpServer();
-  await database.query('truncate broadcast_queue_jobs');
-});
-afterEach(async () => {
-  await killPrograms();
-  await service.close();
-});
-
-const start = (env: Record<string, string> = {}) =>
-  startProgram({ DATABASE_URL: database.url, BROADCAST_SERVICE_URL: service.url, LOG_LEVEL: 'info', ...env });
+const stage = setStage();
 
 /** When each broadcast arrived at the service, by its id, on this process's clock. */
 function arrivals(): ReadonlyMap<number, number> {
   const at = new Map<number, number>();
-  service.otherwise(({ body }) => {
+  stage.service.otherwise(({ body }) => {
     at.set(JSON.parse(body).payload.broadcast_id, performance.now());
     return replyJson(200, { sent: 1 });
   });
@@ -36,19 +18,19 @@ function arrivals(): ReadonlyMap<number, number> {
 const median = (values: number[]) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? Number.NaN;
 
 test('a row inserted while the daemon is idle reaches the service in under 10 ms at the median', async () => {
-  const daemon = await start();
+  const daemon = await stage.start();
   await daemon.line(({ msg }) => msg.startsWith('listening'));
   const arrived = arrivals();
   const took: number[] = [];
   for (let id = 1; id <= 60; id++) {
     const insertedAt = performance.now();
-    await database.query(`insert into broadcast_queue_jobs (job_type, job_data) values ('send_broadcast', $1)`, [
+    await stage.database.query(`insert into broadcast_queue_jobs (job_type, job_data) values ('send_broadcast', $1)`, [
       { broadcast_id: id },
     ]);
-    await service.received(id);
+    await stage.service.received(id);
     took.push((arrived.get(id) ?? Number.NaN) - insertedAt);
     await until('it completed', async () => {
-      const [left] = await database.query(`select 1 from broadcast_queue_jobs where status <> 'completed'`);
+      const [left] = await stage.database.query(`select 1 from broadcast_queue_jobs where status <> 'completed'`);
       return !left;
     });
   }
@@ -56,16 +38,16 @@ test('a row inserted while the daemon is idle reaches the service in under 10 ms
 });
 
 test('a delayed job starts within 50 ms of its time, though the poll comes every two seconds', async () => {
-  const daemon = await start();
+  const daemon = await stage.start();
   await daemon.line(({ msg }) => msg.startsWith('listening'));
   arrivals();
-  await database.query(
+  await stage.database.query(
     `insert into broadcast_queue_jobs (job_type, job_data, scheduled_at)
      select 'send_broadcast', jsonb_build_object('broadcast_id', n), clock_timestamp() + n * interval '330 milliseconds'
      from generate_series(1, 9) n`,
   );
-  await service.received(9);
-  const rows = await database.query<{ late_ms: number }>(
+  await stage.service.received(9);
+  const rows = await stage.database.query<{ late_ms: number }>(
     `select extract(epoch from started_at - scheduled_at)::float8 * 1000 as late_ms from broadcast_queue_jobs`,
   );
   expect(rows).toHaveLength(9);
@@ -74,38 +56,43 @@ test('a delayed job starts within 50 ms of its time, though the poll comes every
 });
 
 test('an idle daemon asks the database at most once a second', async () => {
-  await start();
+  await stage.start();
   const commits = async () => {
-    const [now] = await database.query<{ n: number }>(
+    const [now] = await stage.database.query<{ n: number }>(
       `select sum(xact_commit)::integer as n from pg_stat_database where datname = current_database()`,
     );
     return now?.n ?? Number.NaN;
   };
   // A backend that idles tells its counts after ten seconds at the latest: by then those of the start are told.
-  await database.query('select pg_sleep(11)');
+  await stage.database.query('select pg_sleep(11)');
   const before = await commits();
-  await database.query('select pg_sleep(8)');
+  await stage.database.query('select pg_sleep(8)');
   // Our own two statements are among them.
   expect((await commits()) - before - 2).toBeLessThanOrEqual(8);
 }, 40_000);
 
 test('two daemons and 10,000 rows: each is called exactly once', async () => {
   const calls = new Map<number, number>();
-  service.otherwise(({ body }) => {
+  stage.service.otherwise(({ body }) => {
     const id = JSON.parse(body).payload.broadcast_id;
     calls.set(id, (calls.get(id) ?? 0) + 1);
     return replyJson(200, { sent: 1 });
   });
-  await database.query(
+  await stage.database.query(
     `insert into broadcast_queue_jobs (job_type, job_data)
      select 'send_broadcast', jsonb_build_object('broadcast_id', n) from generate_series(1, 10000) n`,
   );
   const env = { CONCURRENCY: '*=50', LOG_LEVEL: 'warn' };
-  const daemons = await Promise.all([start({ ...env, LOG_LEVEL: 'info' }), start({ ...env, LOG_LEVEL: 'info' })]);
+  const daemons = await Promise.all([
+    stage.start({ ...env, LOG_LEVEL: 'info' }),
+    stage.start({ ...env, LOG_LEVEL: 'info' }),
+  ]);
   await until(
     'all completed',
     async () => {
-      const [left] = await database.query(`select 1 from broadcast_queue_jobs where status <> 'completed' limit 1`);
+      const [left] = await stage.database.query(
+        `select 1 from broadcast_queue_jobs where status <> 'completed' limit 1`,
+      );
       return !left;
     },
     60_000,
@@ -119,18 +106,18 @@ test('two daemons and 10,000 rows: each is called exactly once', async () => {
 
 test('ten slots serve the urgent first, then what was due first', async () => {
   const order: number[] = [];
-  service.otherwise(({ body }) => {
+  stage.service.otherwise(({ body }) => {
     order.push(JSON.parse(body).payload.broadcast_id);
     return replyJson(200, { sent: 1 });
   });
-  await database.query(
+  await stage.database.query(
     `insert into broadcast_queue_jobs (job_type, job_data, priority, scheduled_at)
      select 'send_broadcast', jsonb_build_object('broadcast_id', n), n % 3, now() - (n % 7) * interval '1 minute'
      from generate_series(1, 60) n`,
   );
-  await start({ CONCURRENCY: 'broadcasts=1' });
-  await service.received(60);
-  const expected = await database.query<{ n: number }>(
+  await stage.start({ CONCURRENCY: 'broadcasts=1' });
+  await stage.service.received(60);
+  const expected = await stage.database.query<{ n: number }>(
     `select (job_data ->> 'broadcast_id')::integer as n from broadcast_queue_jobs order by priority desc, scheduled_at, id`,
   );
   expect(order).toEqual(expected.map(({ n }) => n));

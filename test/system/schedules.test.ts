@@ -1,33 +1,15 @@
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from '@jest/globals';
-import { killPrograms, startProgram } from '../support/daemon.js';
-import { held, replyJson, type ScriptedServer, startHttpServer } from '../support/http-server.js';
-import { createDatabase, type TestDatabase } from '../support/postgres.js';
+import { expect, test } from '@jest/globals';
+import { held, replyJson } from '../support/http-server.js';
+import { setStage } from '../support/stage.js';
 import { gate, until } from '../support/until.js';
 
-let database: TestDatabase;
-let service: ScriptedServer;
-
-beforeAll(async () => {
-  database = await createDatabase();
-});
-afterAll(() => database.drop());
-beforeEach(async () => {
-  service = await startHttpServer();
-  await database.query('truncate broadcast_queue_jobs, broadcast_queue_schedules');
-});
-afterEach(async () => {
-  await killPrograms();
-  await service.close();
-});
-
-const start = (env: Record<string, string>) =>
-  startProgram({ DATABASE_URL: database.url, BROADCAST_SERVICE_URL: service.url, ...env });
+const stage = setStage();
 
 test('three daemons and a tick every second: one job per tick', async () => {
   const env = { RETRIES_CRON: '* * * * * *' };
-  await Promise.all([start(env), start(env), start(env)]);
-  await service.received(4);
-  const jobs = await database.query<{ second: string; n: number; queue_name: string }>(
+  await Promise.all([stage.start(env), stage.start(env), stage.start(env)]);
+  await stage.service.received(4);
+  const jobs = await stage.database.query<{ second: string; n: number; queue_name: string }>(
     `select date_trunc('second', created_at) as second, count(*)::integer as n, min(queue_name) as queue_name
      from broadcast_queue_jobs where job_type = 'process_retries' group by 1`,
   );
@@ -37,22 +19,22 @@ test('three daemons and a tick every second: one job per tick', async () => {
 
 test('no scheduled job is added while the last one is still live', async () => {
   const answer = gate();
-  service.next(held(answer.opened, replyJson(200, { processed: 0 })));
-  await start({ RETRIES_CRON: '* * * * * *' });
-  await service.received(1);
+  stage.service.next(held(answer.opened, replyJson(200, { processed: 0 })));
+  await stage.start({ RETRIES_CRON: '* * * * * *' });
+  await stage.service.received(1);
   const ticks = async () => {
-    const rows = await database.query<{ last_tick: Date }>('select last_tick from broadcast_queue_schedules');
+    const rows = await stage.database.query<{ last_tick: Date }>('select last_tick from broadcast_queue_schedules');
     return rows[0]?.last_tick.getTime() ?? 0;
   };
   const first = await ticks();
   await until('three more ticks have passed', async () => (await ticks()) >= first + 3000);
-  expect(await database.query('select 1 from broadcast_queue_jobs')).toHaveLength(1);
+  expect(await stage.database.query('select 1 from broadcast_queue_jobs')).toHaveLength(1);
   answer.open();
-  await service.received(2);
+  await stage.service.received(2);
 });
 
 test('the cleanup deletes finished jobs that are old enough, in batches, with their history, and nothing else', async () => {
-  await database.query(
+  await stage.database.query(
     `insert into broadcast_queue_jobs (job_type, job_data, status, completed_at, created_at, queue_name)
      select 'send_broadcast', '{"broadcast_id": 1}', status, now() - days * interval '1 day',
             now() - days * interval '1 day', queue
@@ -60,16 +42,16 @@ test('the cleanup deletes finished jobs that are old enough, in batches, with th
           unnest(array['broadcasts', 'other']) queue, generate_series(1, 700)
      order by days desc`,
   );
-  await database.query(
+  await stage.database.query(
     `insert into broadcast_queue_attempts (job, epoch, attempt, outcome) select id, 1, 1, 'retry' from broadcast_queue_jobs`,
   );
-  await start({ RETENTION_DAYS: '7', DEAD_LETTER_DAYS: '30' });
-  await database.query(
+  await stage.start({ RETENTION_DAYS: '7', DEAD_LETTER_DAYS: '30' });
+  await stage.database.query(
     `insert into broadcast_queue_jobs (job_type, job_data) values ('cleanup_queue', '{"queue_name": "other"}')`,
   );
   const done = async (deleted: number) =>
     until(`${deleted} are deleted`, async () => {
-      const rows = await database.query(
+      const rows = await stage.database.query(
         `select result from broadcast_queue_jobs where job_type = 'cleanup_queue'
                                          and status = 'completed' and (result ->> 'deleted')::integer = $1`,
         [deleted],
@@ -78,12 +60,12 @@ test('the cleanup deletes finished jobs that are old enough, in batches, with th
     });
   // other: completed of 8 and 31 days, failed and cancelled of 31 days
   await done(4 * 700);
-  await database.query(
+  await stage.database.query(
     `insert into broadcast_queue_jobs (job_type, job_data) values ('cleanup_queue', '{"days_old": 0.5}')`,
   );
   // broadcasts: every completed one, failed and cancelled of 31 days; other: completed of 1 day
   await done(6 * 700);
-  const left = await database.query(
+  const left = await stage.database.query(
     `select queue_name, status, count(*)::integer as n from broadcast_queue_jobs
      where job_type = 'send_broadcast' group by 1, 2 order by 1, 2`,
   );
@@ -92,6 +74,6 @@ test('the cleanup deletes finished jobs that are old enough, in batches, with th
       ['cancelled', 'failed'].map((status) => ({ queue_name, status, n: 2 * 700 })),
     ),
   );
-  const history = await database.query('select count(*)::integer as n from broadcast_queue_attempts');
+  const history = await stage.database.query('select count(*)::integer as n from broadcast_queue_attempts');
   expect(history).toEqual([{ n: 8 * 700 }]);
 }, 40_000);

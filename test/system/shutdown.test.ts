@@ -1,55 +1,31 @@
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from '@jest/globals';
+import { expect, test } from '@jest/globals';
 import pg from 'pg';
-import { killPrograms, startProgram } from '../support/daemon.js';
-import { hang, held, reply, type ScriptedServer, startHttpServer } from '../support/http-server.js';
-import { createDatabase, type TestDatabase } from '../support/postgres.js';
+import { hang, held, reply } from '../support/http-server.js';
+import { setStage } from '../support/stage.js';
 import { gate, until } from '../support/until.js';
 
-let database: TestDatabase;
-let service: ScriptedServer;
-
-beforeAll(async () => {
-  database = await createDatabase();
-});
-afterAll(() => database.drop());
-beforeEach(async () => {
-  service = await startHttpServer();
-  await database.query('truncate broadcast_queue_jobs');
-});
-afterEach(async () => {
-  await killPrograms();
-  await service.close();
-});
-
-const start = (env: Record<string, string> = {}) =>
-  startProgram({
-    DATABASE_URL: database.url,
-    BROADCAST_SERVICE_URL: service.url,
-    CONCURRENCY: '*=10',
-    SHUTDOWN_GRACE_MS: '1000',
-    ...env,
-  });
+const stage = setStage({ CONCURRENCY: '*=10', SHUTDOWN_GRACE_MS: '1000' });
 
 const insert = (count: number) =>
-  database.query(
+  stage.database.query(
     `insert into broadcast_queue_jobs (job_type, job_data)
      select 'send_broadcast', jsonb_build_object('broadcast_id', n) from generate_series(1, $1) n`,
     [count],
   );
 
 const rows = () =>
-  database.query<{ status: string; attempts: number; lease_id: string | null; flags: string[]; due: boolean }>(
+  stage.database.query<{ status: string; attempts: number; lease_id: string | null; flags: string[]; due: boolean }>(
     `select status, attempts, lease_id, flags, due_at <= now() as due from broadcast_queue_jobs order by id`,
   );
 
 test('SIGTERM: what finishes within the grace is completed, the rest is handed back at once, exit 0', async () => {
-  const daemon = await start();
+  const daemon = await stage.start();
   const soon = gate();
-  service.otherwise(({ body }) =>
+  stage.service.otherwise(({ body }) =>
     JSON.parse(body).payload.broadcast_id <= 3 ? held(soon.opened, reply(200)) : hang(),
   );
   await insert(5);
-  await service.received(5);
+  await stage.service.received(5);
 
   daemon.signal('SIGTERM');
   const toldAt = performance.now();
@@ -62,24 +38,24 @@ test('SIGTERM: what finishes within the grace is completed, the rest is handed b
   for (const handedBack of (await rows()).slice(3)) {
     expect(handedBack).toMatchObject({ attempts: 0, due: true, flags: ['possible_duplicate'] });
   }
-  const leases = await database.query('select * from broadcast_queue_leases');
-  const workers = await database.query('select * from broadcast_queue_workers');
+  const leases = await stage.database.query('select * from broadcast_queue_leases');
+  const workers = await stage.database.query('select * from broadcast_queue_workers');
   expect({ leases, workers }).toEqual({ leases: [], workers: [] });
 });
 
 test('what a stopping daemon handed back is called by another with the same key and the reason', async () => {
-  const first = await start({ SHUTDOWN_GRACE_MS: '100' });
-  service.next(hang());
+  const first = await stage.start({ SHUTDOWN_GRACE_MS: '100' });
+  stage.service.next(hang());
   await insert(1);
-  await service.received(1);
-  const second = await start();
+  await stage.service.received(1);
+  const second = await stage.start();
   first.signal('SIGTERM');
   expect(await first.ended).toBe(0);
   const handedBackAt = performance.now();
-  await service.received(2);
+  await stage.service.received(2);
   expect(performance.now() - handedBackAt).toBeLessThan(2500);
 
-  const [before, after] = service.requests;
+  const [before, after] = stage.service.requests;
   expect(after?.headers['idempotency-key']).toBe(before?.headers['idempotency-key']);
   expect(after?.headers['x-job-attempt']).toBe('1');
   expect(JSON.parse(after?.body ?? '').step.previous_failure).toBe('shutdown');
@@ -87,17 +63,17 @@ test('what a stopping daemon handed back is called by another with the same key 
 });
 
 test('a claim that was on its way when the daemon was told to stop is handed back, and nothing of it is called', async () => {
-  const daemon = await start({ POLL_INTERVAL_MS: '50', SHUTDOWN_GRACE_MS: '10000' });
+  const daemon = await stage.start({ POLL_INTERVAL_MS: '50', SHUTDOWN_GRACE_MS: '10000' });
   const answer = gate();
-  service.next(held(answer.opened, reply(200)));
+  stage.service.next(held(answer.opened, reply(200)));
   await insert(1);
-  await service.received(1);
-  const bot = new pg.Client({ connectionString: database.url });
+  await stage.service.received(1);
+  const bot = new pg.Client({ connectionString: stage.database.url });
   await bot.connect();
   try {
     await bot.query('begin; lock table broadcast_queue_jobs in access exclusive mode');
     await until('a claim waits for the table', async () => {
-      const waiting = await database.query(
+      const waiting = await stage.database.query(
         `select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%with recursive lane%'
          and datname = current_database()`,
       );
@@ -113,12 +89,14 @@ test('a claim that was on its way when the daemon was told to stop is handed bac
     await bot.end();
   }
   await until('it is claimed and handed back', async () => {
-    const late = await database.query(`select 1 from broadcast_queue_jobs where epoch = 1 and status = 'pending'`);
+    const late = await stage.database.query(
+      `select 1 from broadcast_queue_jobs where epoch = 1 and status = 'pending'`,
+    );
     return late.length === 1;
   });
   answer.open();
   expect(await daemon.ended).toBe(0);
-  expect(service.requests).toHaveLength(1);
+  expect(stage.service.requests).toHaveLength(1);
   expect(await rows()).toMatchObject([
     { status: 'completed' },
     { status: 'pending', attempts: 0, lease_id: null, due: true },
@@ -126,11 +104,11 @@ test('a claim that was on its way when the daemon was told to stop is handed bac
 });
 
 test('a stopping daemon claims nothing more and says that it is not ready', async () => {
-  const daemon = await start({ SHUTDOWN_GRACE_MS: '5000' });
+  const daemon = await stage.start({ SHUTDOWN_GRACE_MS: '5000' });
   const soon = gate();
-  service.next(held(soon.opened, reply(200)));
+  stage.service.next(held(soon.opened, reply(200)));
   await insert(1);
-  await service.received(1);
+  await stage.service.received(1);
   daemon.signal('SIGTERM');
   await daemon.line(({ msg }) => msg.startsWith('stopping'));
 
@@ -141,15 +119,15 @@ test('a stopping daemon claims nothing more and says that it is not ready', asyn
   expect((await fetch(`${daemon.url}/livez`)).status).toBe(200);
   soon.open();
   expect(await daemon.ended).toBe(0);
-  expect(service.requests).toHaveLength(1);
+  expect(stage.service.requests).toHaveLength(1);
   expect((await rows()).map(({ status }) => status)).toEqual(['completed', 'pending']);
 });
 
 test('a second signal ends the daemon at once', async () => {
-  const daemon = await start({ SHUTDOWN_GRACE_MS: '60000' });
-  service.next(hang());
+  const daemon = await stage.start({ SHUTDOWN_GRACE_MS: '60000' });
+  stage.service.next(hang());
   await insert(1);
-  await service.received(1);
+  await stage.service.received(1);
   daemon.signal('SIGTERM');
   await daemon.line(({ msg }) => msg.startsWith('stopping'));
   daemon.signal('SIGINT');
