@@ -39,23 +39,26 @@ declare
   -- What a producer may say about a job. The rest is the daemon's to write.
   wishes constant text :=
     'job_id, queue_name, job_type, job_data, max_attempts, scheduled_at, priority, unique_key, expires_at, dry_run, '
-    'traceparent';
+    'traceparent, send_window';
   -- live_key is among them because finding the live job of a key reads it.
   public_columns constant text :=
     'id, job_id, queue_name, job_type, job_data, status, attempts, max_attempts, error_message, error_code, result, '
     'scheduled_at, started_at, completed_at, next_retry_at, created_at, updated_at, priority, unique_key, live_key, '
-    'expires_at, progress, progress_rate, progress_at, hold_reason, flags, dry_run, traceparent, due_at';
+    'expires_at, progress, progress_rate, progress_at, hold_reason, flags, dry_run, traceparent, due_at, send_window, '
+    'bot_id, step_seq, step_scope';
   -- What the operators' functions write.
   operated constant text :=
     'status, attempts, epoch, lease_id, scheduled_at, next_retry_at, completed_at, stalled_calls, stalled_since, '
-    'hold_reason, paused_from, pause_requested_at, error_code, error_message, updated_at';
+    'hold_reason, paused_from, pause_requested_at, error_code, error_message, updated_at, operation_url, outage_calls, '
+    'step_seq, step_cursor, step_scope, previous_failure, flags';
   for_enqueuers constant text[] := array[
     'broadcast_enqueue', 'broadcast_enqueue_many', 'broadcast_progress', 'broadcast_usual_queue', 'broadcast_usual_key',
-    'broadcast_queue_vanished'];
-  for_viewers constant text[] := array['broadcast_progress', 'broadcast_usual_queue', 'broadcast_usual_key'];
+    'broadcast_queue_vanished', 'broadcast_window_fault', 'broadcast_window_is_sound', 'broadcast_window_opens'];
+  for_viewers constant text[] := array['broadcast_progress', 'broadcast_usual_queue', 'broadcast_usual_key',
+    'broadcast_window_fault', 'broadcast_window_opens'];
   for_operators constant text[] := for_enqueuers || array[
     'broadcast_queue_lock', 'broadcast_pause', 'broadcast_resume', 'broadcast_cancel', 'broadcast_retry',
-    'broadcast_pause_queue', 'broadcast_resume_queue'];
+    'broadcast_resend', 'broadcast_pause_queue', 'broadcast_resume_queue', 'broadcast_window_wait'];
 
   jobs      text := format('%I.broadcast_queue_jobs', schema_name);
   owner     oid := (select relowner from pg_class where oid = to_regclass(jobs));
@@ -115,6 +118,7 @@ begin
   execute format('grant select (%s), insert (%s) on %s to %s, %s', public_columns, wishes, jobs, enqueuer, operator);
   execute format('grant update (%s) on %s to %s', operated, jobs, operator);
   execute format('grant insert on %I.broadcast_queue_attempts to %s', schema_name, operator);
+  execute format('grant insert on %I.broadcast_queue_abandoned to %s', schema_name, operator);
   execute format('grant insert, delete on %I.broadcast_queue_pauses to %s', schema_name, operator);
 
   -- A bot may have functions of its own whose names begin like ours, so ours are told by their owner as well.

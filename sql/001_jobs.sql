@@ -21,6 +21,8 @@
 --    leaves that index because its due_at becomes null, and settling it changes no indexed column, so Postgres can
 --    write the new version beside the old one and touch no index at all. Hence so few indexes: each further one is
 --    paid by every job. Expired leases are found in broadcast_queue_leases, which holds one row per claim, not per job.
+--    Only jobs that name a bot pay for a second index: with it a bot's million jobs that must wait (sql/004_flow.sql)
+--    are stepped over, and in the first they stand apart from the jobs that name none.
 -- 4. epoch rises at every claim and at every operator action and never falls: the broadcast service refuses callers
 --    with an older one. attempts counts consecutive attempts without progress, and may go back.
 -- 5. NOTIFY is only a hint, sent when something is due within seconds. With every trigger disabled all of this works,
@@ -62,6 +64,12 @@ create table broadcast_queue_jobs (
   step_cursor         text,
   step_scope          varchar(10)  not null default 'all',
   progress            jsonb,
+  -- where the service runs the step by itself: asked instead of calling again
+  operation_url       text,
+  -- failures that were the outage's and not the job's: given back, up to a bound
+  outage_calls        integer      not null default 0,
+  -- hours in which it may be sent: {"from": "09:00", "to": "21:00", "time_zone": "Europe/Berlin", "days": [1,2,3,4,5]}
+  send_window         jsonb,
   -- why it is held or paused, where it was before, and a pause asked for while it runs
   hold_reason         text,
   paused_from         varchar(50),
@@ -79,6 +87,9 @@ create table broadcast_queue_jobs (
     end) stored,
   live_key text generated always as (
     case when status not in ('completed', 'failed', 'cancelled') then unique_key end) stored,
+  -- whose messenger account sends it: limits and gates may be the bot's own
+  bot_id text generated always as (left(job_data ->> 'bot_id', 100)) stored,
+  names_bot boolean generated always as (job_data ->> 'bot_id' is not null) stored,
 
   constraint status_is_known check (
     status in ('pending', 'processing', 'retry', 'paused', 'completed', 'failed', 'cancelled')),
@@ -107,8 +118,10 @@ comment on column broadcast_queue_jobs.attempts is
   'Consecutive attempts without progress, the running one included.';
 
 -- The claim's index. Its predicate and columns are all it needs; no index of this table mentions status.
-create index broadcast_queue_jobs_due on broadcast_queue_jobs (queue_name, priority desc, due_at, id)
+create index broadcast_queue_jobs_due on broadcast_queue_jobs (queue_name, priority desc, names_bot, due_at, id)
   where due_at is not null;
+create index broadcast_queue_jobs_due_by_bot on broadcast_queue_jobs (queue_name, priority desc, bot_id, due_at, id)
+  where due_at is not null and bot_id is not null;
 
 -- At most one live job per queue and key.
 create unique index broadcast_queue_jobs_live_key on broadcast_queue_jobs (queue_name, live_key)
@@ -141,6 +154,15 @@ create table broadcast_queue_attempts (
   finished_at    timestamptz not null default clock_timestamp()
 );
 create index broadcast_queue_attempts_job on broadcast_queue_attempts (job, id);
+
+-- What the service was left to run by itself (operation_url) and is to stop, because the job was cancelled meanwhile.
+create table broadcast_queue_abandoned (
+  id             bigint generated always as identity primary key,
+  job            uuid        not null,
+  operation_url  text        not null,
+  tries          integer     not null default 0,
+  due_at         timestamptz not null default clock_timestamp()
+);
 
 -- The daemons: a row each, renewed by the same heartbeat as its leases.
 create table broadcast_queue_workers (
@@ -199,6 +221,7 @@ begin
   new.step_scope   := coalesce(new.step_scope, 'all');
   new.flags        := coalesce(new.flags, '{}');
   new.dry_run      := coalesce(new.dry_run, false);
+  new.outage_calls := coalesce(new.outage_calls, 0);
   return new;
 end $$;
 
@@ -207,7 +230,7 @@ create trigger broadcast_queue_defaults before insert on broadcast_queue_jobs
     new.id is null or new.job_id is null or new.queue_name is null or new.status is null or new.attempts is null
     or new.max_attempts is null or new.scheduled_at is null or new.created_at is null or new.updated_at is null
     or new.priority is null or new.epoch is null or new.stalled_calls is null or new.step_seq is null
-    or new.step_scope is null or new.flags is null or new.dry_run is null)
+    or new.step_scope is null or new.flags is null or new.dry_run is null or new.outage_calls is null)
   execute function broadcast_queue_defaults();
 
 -- The queue that a job type usually goes to. The bodies of this function and the next are read once, here, so they can
@@ -256,7 +279,8 @@ create function broadcast_enqueue(
   expires_at    timestamptz default null,
   scheduled_at  timestamptz default null,
   dry_run       boolean     default false,
-  traceparent   text        default null
+  traceparent   text        default null,
+  send_window   jsonb       default null
 ) returns broadcast_queue_enqueued
 language plpgsql set search_path from current as $$
 declare
@@ -274,11 +298,11 @@ begin
   for round in 1..10 loop
     insert into broadcast_queue_jobs as j
       (queue_name, job_type, job_data, priority, max_attempts, unique_key, expires_at, dry_run, traceparent,
-       scheduled_at)
+       send_window, scheduled_at)
     values
       (target, broadcast_enqueue.job_type, broadcast_enqueue.job_data, coalesce(broadcast_enqueue.priority, 0),
        coalesce(broadcast_enqueue.max_attempts, 3), key, broadcast_enqueue.expires_at,
-       coalesce(broadcast_enqueue.dry_run, false), broadcast_enqueue.traceparent,
+       coalesce(broadcast_enqueue.dry_run, false), broadcast_enqueue.traceparent, broadcast_enqueue.send_window,
        coalesce(broadcast_enqueue.scheduled_at, now() + coalesce(broadcast_enqueue.delay, interval '0')))
     on conflict (queue_name, live_key) where live_key is not null do nothing
     returning j.id, j.job_id, j.queue_name, j.job_type, j.job_data, j.status, j.attempts, j.max_attempts, j.priority,
@@ -326,7 +350,7 @@ begin
   select member into unknown
   from jsonb_array_elements(jobs) job, jsonb_object_keys(job) member
   where member not in ('job_type', 'job_data', 'queue', 'delay', 'priority', 'max_attempts', 'unique_key',
-                       'expires_at', 'scheduled_at', 'dry_run', 'traceparent')
+                       'expires_at', 'scheduled_at', 'dry_run', 'traceparent', 'send_window')
   limit 1;
   if unknown is not null then
     raise exception 'broadcast_enqueue_many: unknown member "%"', unknown using errcode = 'invalid_parameter_value';
@@ -340,7 +364,7 @@ begin
 
   insert into broadcast_queue_jobs
     (job_id, queue_name, job_type, job_data, priority, max_attempts, unique_key, expires_at, dry_run, traceparent,
-     scheduled_at)
+     send_window, scheduled_at)
   select names[ord],
     coalesce(job ->> 'queue', broadcast_usual_queue(job ->> 'job_type')), job ->> 'job_type', job -> 'job_data',
     coalesce((job ->> 'priority')::smallint, 0), coalesce((job ->> 'max_attempts')::integer, 3),
@@ -348,6 +372,7 @@ begin
       when not coalesce((job ->> 'dry_run')::boolean, false)
       then broadcast_usual_key(job ->> 'job_type', job -> 'job_data') end,
     (job ->> 'expires_at')::timestamptz, coalesce((job ->> 'dry_run')::boolean, false), job ->> 'traceparent',
+    nullif(job -> 'send_window', 'null'),
     coalesce((job ->> 'scheduled_at')::timestamptz, now() + coalesce((job ->> 'delay')::interval, interval '0'))
   from jsonb_array_elements(jobs) with ordinality as item (job, ord)
   order by ord
@@ -414,7 +439,8 @@ begin
     using errcode = 'object_not_in_prerequisite_state';
 end $$;
 
-create function broadcast_resume(job_id uuid) returns text
+-- With a scope it goes on with a new step instead, which is for those people only (see broadcast_resend).
+create function broadcast_resume(job_id uuid, scope text default null) returns text
 language plpgsql set search_path from current as $$
 declare
   j       broadcast_queue_jobs := broadcast_queue_lock(broadcast_resume.job_id);
@@ -423,14 +449,16 @@ declare
   target  text := case when j.attempts >= j.max_attempts then 'pending'
                        else coalesce(j.paused_from, 'pending') end;
 begin
-  if j.status = 'paused' then
+  if j.status = 'paused' and scope is not null then
+    return broadcast_resend(j.job_id, scope);
+  elsif j.status = 'paused' then
     update broadcast_queue_jobs
       set status = target, paused_from = null, hold_reason = null, lease_id = null,
           stalled_calls = 0, stalled_since = null, updated_at = clock_timestamp()
       where id = j.id;
     perform pg_notify('broadcast_queue', '');
     return target;
-  elsif j.status = 'processing' and j.pause_requested_at is not null then
+  elsif j.status = 'processing' and j.pause_requested_at is not null and scope is null then
     update broadcast_queue_jobs
       set pause_requested_at = null, hold_reason = null, updated_at = clock_timestamp() where id = j.id;
     return 'processing';
@@ -454,8 +482,11 @@ begin
              l.created_at
       from (select) one left join broadcast_queue_leases l on l.lease_id = j.lease_id;
   end if;
+  if j.operation_url is not null then
+    insert into broadcast_queue_abandoned (job, operation_url) values (j.job_id, j.operation_url);
+  end if;
   update broadcast_queue_jobs
-    set status = 'cancelled', lease_id = null, epoch = j.epoch + 1, pause_requested_at = null, paused_from = null,
+    set status = 'cancelled', operation_url = null, lease_id = null, epoch = j.epoch + 1, pause_requested_at = null, paused_from = null,
         hold_reason = null, error_code = 'cancelled', error_message = coalesce(reason, 'cancelled by an operator'),
         completed_at = clock_timestamp(), updated_at = clock_timestamp()
     where id = j.id;
@@ -475,8 +506,37 @@ begin
   end if;
   update broadcast_queue_jobs
     set status = 'pending', attempts = 0, epoch = j.epoch + 1, lease_id = null, scheduled_at = clock_timestamp(),
-        next_retry_at = null, completed_at = null, stalled_calls = 0, stalled_since = null, hold_reason = null,
-        error_message = null, error_code = null,
+        next_retry_at = null, completed_at = null, stalled_calls = 0, stalled_since = null, outage_calls = 0,
+        hold_reason = null, error_message = null, error_code = null,
+        updated_at = clock_timestamp()
+    where id = j.id;
+  perform pg_notify('broadcast_queue', '');
+  return 'pending';
+end $$;
+
+-- Sends again, also what is completed, to the people whom the scope names: those still pending, failed or unknown in the
+-- service's ledger, or all. It begins a new step without a cursor; the counters go on. Only for services that work in
+-- slices: any other would send to everybody, so the daemon does not even ask it.
+create function broadcast_resend(job_id uuid, scope text) returns text
+language plpgsql set search_path from current as $$
+declare
+  j broadcast_queue_jobs := broadcast_queue_lock(broadcast_resend.job_id);
+begin
+  if coalesce(scope, '') not in ('pending', 'failed', 'unknown', 'all') then
+    raise exception 'the scope "%" is none: it is pending, failed, unknown or all', scope
+      using errcode = 'invalid_parameter_value';
+  elsif j.status = 'processing' then
+    raise exception 'job % is processing: pause it first', j.job_id using errcode = 'object_not_in_prerequisite_state';
+  end if;
+  if j.operation_url is not null then
+    insert into broadcast_queue_abandoned (job, operation_url) values (j.job_id, j.operation_url);
+  end if;
+  update broadcast_queue_jobs
+    set status = 'pending', attempts = 0, epoch = j.epoch + 1, lease_id = null, scheduled_at = clock_timestamp(),
+        step_seq = j.step_seq + 1, step_cursor = null, step_scope = scope, operation_url = null,
+        next_retry_at = null, completed_at = null, stalled_calls = 0, stalled_since = null, outage_calls = 0,
+        paused_from = null, pause_requested_at = null, hold_reason = null, previous_failure = null,
+        error_message = null, error_code = null, flags = array_remove(flags, 'incomplete'),
         updated_at = clock_timestamp()
     where id = j.id;
   perform pg_notify('broadcast_queue', '');

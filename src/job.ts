@@ -38,6 +38,17 @@ export interface Step {
   readonly scope: 'all' | 'pending' | 'failed' | 'unknown';
   /** How the previous call of this step ended, when it failed: the code of its error. */
   readonly previousFailure: string | null;
+  /** Where the service runs this step by itself: a path at its own origin, asked instead of calling again. */
+  readonly operation: string | null;
+}
+
+/** What one call may do, where a shared limit says so. */
+export interface Grant {
+  /** Recipients. */
+  readonly maxItems: number;
+  /** Messages a second. */
+  readonly perSecond: number;
+  readonly waitSeconds: number;
 }
 
 /** Absolute counters since the job began, never deltas, so that a replayed answer cannot count twice. */
@@ -68,8 +79,18 @@ export type Outcome =
       delayMs: number;
       cursor?: string | undefined;
       progress?: Progress | undefined;
-      /** The service was not even called, so this says nothing about progress. */
-      uncalled?: boolean | undefined;
+    }
+  /** The service was not called, and is not to be before `delayMs`: nobody's fault, and nothing to count. */
+  | { kind: 'wait'; reason: string; delayMs: number }
+  /** The service runs it by itself, at `location`: ask there after `delayMs`. */
+  | { kind: 'operation'; location: string; progress?: Progress | undefined; delayMs: number }
+  /** The service says that it is done, but its own counts say that it is not. */
+  | {
+      kind: 'incomplete';
+      reason: string;
+      result: string | null;
+      progress: Progress;
+      httpStatus: number;
     }
   | { kind: 'cancel'; reason: string };
 

@@ -10,9 +10,11 @@ import type { Reply } from './reply.js';
 
 /** What is written, as HTTP wants it. */
 export interface Parcel {
+  readonly method: 'POST' | 'GET' | 'DELETE';
   readonly path: string;
   /** Names and values in turn. */
   readonly headers: string[];
+  /** Empty: none. */
   readonly body: string;
 }
 
@@ -33,7 +35,7 @@ export class NoReply extends Error {
 }
 
 /**
- * Posts once. Never repeats, never follows a redirect, and reads at most MAX_BODY_BYTES.
+ * Sends once. Never repeats, never follows a redirect, and reads at most MAX_BODY_BYTES.
  * @param timeoutMs over all of it: waiting for a connection, connecting, writing, headers and body
  * @throws NoReply
  */
@@ -45,8 +47,8 @@ export function exchange(
 ): Promise<Reply> {
   return new Promise((resolve, reject) => {
     const exchanged = new Exchange(timeoutMs, signal, resolve, reject);
-    const { path, headers, body } = parcel;
-    dispatcher.dispatch({ method: 'POST', path, headers, body }, exchanged);
+    const { method, path, headers, body } = parcel;
+    dispatcher.dispatch({ method, path, headers, body }, exchanged);
   });
 }
 

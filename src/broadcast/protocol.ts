@@ -9,6 +9,7 @@ import { type Static, type TSchema, Type } from 'typebox';
 export const MAX_BODY_BYTES = 256 * 1024;
 export const MAX_TEXT_BYTES = 1024;
 export const MAX_CURSOR_BYTES = 4 * 1024;
+export const MAX_LOCATION_BYTES = 2 * 1024;
 /** Bound on what is kept of an answer as the job's result, in bytes of JSON text. */
 export const MAX_RESULT_BYTES = 16 * 1024;
 

@@ -13,10 +13,12 @@ export interface Reply {
 export interface Circumstances {
   /** Method and path, for messages. Holds no secret and no query. */
   readonly where: string;
-  /** Of the service's base URL: a `Location` elsewhere is not kept. */
-  readonly origin: string;
+  /** Of the call: what a relative `Location` is relative to, and whose origin it must be of. */
+  readonly url: string;
   /** The epoch that the call was made with. */
   readonly epoch: number;
+  /** The job is a dry run: the service sends nothing. */
+  readonly dryRun: boolean;
   /** The database's clock, milliseconds since 1970. */
   readonly nowMs: number;
   /** Another call to this service succeeded a moment ago, so our credentials are right in general. */

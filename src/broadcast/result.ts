@@ -16,16 +16,6 @@ export function kept(text: string, body: Record<string, unknown>): string {
   return fits(result) ? result : JSON.stringify({ ...countersOf(body), truncated: true });
 }
 
-/**
- * @param location where the service says the work goes on
- * @param answer JSON text, or null when it said no more; left out where both together are too long
- */
-export function located(location: string, answer: string | null): string {
-  const alone = JSON.stringify({ location });
-  const both = `${alone.slice(0, -1)},"answer":${answer}}`;
-  return answer !== null && fits(both) ? both : alone;
-}
-
 const fits = (json: string) => Buffer.byteLength(json) <= MAX_RESULT_BYTES;
 
 function countersOf(body: Record<string, unknown>): object | undefined {

@@ -1,15 +1,17 @@
 /**
  * Reading a 2xx answer. Four kinds of service answer here: one that says nothing (`OK`, an empty body), one that counts
  * what it did, one that works in slices and says how far it got, and one that has taken the work over and is not to be
- * called again. What cannot be read is ambiguous: the work may have been done.
+ * called again.
  */
 import { Compile } from 'typebox/compile';
-import { PermanentError, TransientError } from '../errors.js';
-import type { Flag, Outcome, Progress } from '../job.js';
-import { incompleteness, readProgress } from './progress.js';
-import { Continue, Hold, MAX_CURSOR_BYTES, MAX_TEXT_BYTES } from './protocol.js';
-import { type Circumstances, headerOf, type Reply, retryAfterOf } from './reply.js';
-import { kept, located } from './result.js';
+import type { Outcome } from '../job.js';
+import { badResponse, isJson, parsed, readableText } from './body.js';
+import { cancelled, completed, serviceFailed, soundProgress } from './ending.js';
+import { ownLocation, running } from './operation.js';
+import { readProgress } from './progress.js';
+import { Continue, Hold, MAX_CURSOR_BYTES } from './protocol.js';
+import { type Circumstances, type Reply, retryAfterOf } from './reply.js';
+import { kept } from './result.js';
 import { quote } from './wording.js';
 
 /** A service that holds without saying until when is asked again after this. */
@@ -21,11 +23,11 @@ const LONGEST_HOLD_MS = 366 * 86_400_000;
 const continues = Compile(Continue);
 const holds = Compile(Hold);
 
-/** @throws TransientError `bad_response`, `service_failed`; PermanentError `incomplete` */
+/** @throws TransientError `bad_response` or `service_failed`; PermanentError `service_failed` */
 export function readSuccess(reply: Reply, about: Circumstances): Outcome {
   const text = readableText(reply, about);
   if (text === '') return accepted(reply, about, null);
-  if (!/^[[{]/.test(text)) return accepted(reply, about, JSON.stringify(text.replaceAll('\0', '')));
+  if (!isJson(text)) return accepted(reply, about, JSON.stringify(text.replaceAll('\0', '')));
 
   const body = parsed(text, reply, about);
   if (Array.isArray(body)) return accepted(reply, about, kept(text, {}));
@@ -42,66 +44,34 @@ export function readSuccess(reply: Reply, about: Circumstances): Outcome {
     case 'failed':
       throw serviceFailed(body, reply, about);
     case 'cancelled':
-      return { kind: 'cancel', reason: complaint(body, about) || 'cancelled by the service' };
+      return cancelled(body, about);
     case 'running':
-      return untracked(reply, about, kept(text, body));
+      return takenOver(reply, about, kept(text, body), body);
     default:
-      return accepted(reply, about, kept(text, body), soundProgress(body));
-  }
-}
-
-/** The body, trimmed and without a byte order mark: empty, JSON by its first character, or a short text. */
-function readableText(reply: Reply, about: Circumstances): string {
-  if (reply.bodyTooLarge) throw badResponse('a body beyond 256 KiB', reply, about);
-  const encoding = headerOf(reply, 'content-encoding') ?? 'identity';
-  if (encoding !== 'identity') throw badResponse('a compressed body, which was not asked for', reply, about);
-  const text = reply.body.trim();
-  if (text.startsWith('<')) throw badResponse('markup, such as a login or proxy page', reply, about);
-  if (!/^[[{]/.test(text) && Buffer.byteLength(text) > MAX_TEXT_BYTES) {
-    throw badResponse('a text beyond 1 KiB', reply, about);
-  }
-  return text;
-}
-
-function parsed(text: string, reply: Reply, about: Circumstances): unknown[] | Record<string, unknown> {
-  try {
-    // The text starts with [ or {, so it is an array or an object if it is JSON at all.
-    return JSON.parse(text) as unknown[] | Record<string, unknown>;
-  } catch {
-    throw badResponse('broken JSON', reply, about);
+      return accepted(reply, about, kept(text, body), body);
   }
 }
 
 /** A plain service has done all the work; but 202 says only that it took it over. */
-function accepted(reply: Reply, about: Circumstances, result: string | null, progress?: Progress): Outcome {
-  return reply.status === 202 ? untracked(reply, about, result) : { kind: 'done', result, progress };
+function accepted(
+  reply: Reply,
+  about: Circumstances,
+  result: string | null,
+  body: Record<string, unknown> = {},
+): Outcome {
+  if (reply.status === 202) return takenOver(reply, about, result, body);
+  return { kind: 'done', result, progress: soundProgress(body) };
 }
 
-/** The service has it and is never called again, since a second call would reach everybody twice. */
-function untracked(reply: Reply, about: Circumstances, result: string | null): Outcome {
+/**
+ * The service has it and is never called again, since a second call would reach everybody twice: it is asked at the
+ * `Location` that it names. Without one, or with one that is not kept (of another origin, or too long), nobody can tell
+ * how the work goes on, and the job ends here with a remark.
+ */
+function takenOver(reply: Reply, about: Circumstances, result: string | null, body: Record<string, unknown>): Outcome {
   const location = ownLocation(reply, about);
-  const flags: Flag[] = ['untracked'];
-  return { kind: 'done', result: location === null ? result : located(location, result), flags };
-}
-
-/** @returns the path of a `Location` at the service's own origin; null for none and for any other */
-function ownLocation(reply: Reply, about: Circumstances): string | null {
-  const location = headerOf(reply, 'location');
-  const base = `${about.origin}/`;
-  if (location === undefined || !URL.canParse(location, base)) return null;
-  const url = new URL(location, base);
-  return url.origin === about.origin ? url.pathname + url.search : null;
-}
-
-function completed(text: string, body: Record<string, unknown>, reply: Reply, about: Circumstances): Outcome {
-  const result = kept(text, body);
-  const progress = readProgress(body);
-  // A dry run sent nothing, so it has nothing to account for.
-  if (progress === undefined) return { kind: 'done', result, flags: body.dry_run === true ? [] : ['unverified'] };
-  const gap = incompleteness(progress);
-  if (gap === null) return { kind: 'done', result, progress };
-  const message = `${about.where}: the service says completed, but ${gap}`;
-  throw new PermanentError(message, { code: 'incomplete', httpStatus: reply.status });
+  if (location === null) return { kind: 'done', result, flags: ['untracked'] };
+  return running(location, body, reply, about);
 }
 
 function continued(body: Record<string, unknown>, reply: Reply, about: Circumstances): Outcome {
@@ -134,26 +104,4 @@ function waitUntil(resumeAt: string | null | undefined, about: Circumstances): n
   if (!/^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:\d\d)$/.test(resumeAt ?? '')) return undefined;
   const instant = Date.parse(resumeAt ?? '');
   return Number.isNaN(instant) ? undefined : instant - about.nowMs;
-}
-
-/** Counters of a plain service, which promised none: kept where they make sense, never held against it. */
-function soundProgress(body: Record<string, unknown>): Progress | undefined {
-  const progress = readProgress(body);
-  return progress === undefined || incompleteness(progress) !== null ? undefined : progress;
-}
-
-function serviceFailed(body: Record<string, unknown>, reply: Reply, about: Circumstances): TransientError {
-  const message = `${about.where}: the service says it failed: ${complaint(body, about) || 'it gave no reason'}`;
-  const retryAfterMs = retryAfterOf(reply, about);
-  return new TransientError(message, { code: 'service_failed', httpStatus: reply.status, retryAfterMs });
-}
-
-function complaint(body: Record<string, unknown>, about: Circumstances): string {
-  const text = [body.message, body.error, body.detail, body.reason].find((member) => typeof member === 'string');
-  return quote(text ?? '', about.hidden);
-}
-
-function badResponse(what: string, reply: Reply, about: Circumstances): TransientError {
-  const message = `${about.where} answered ${reply.status} with ${what}`;
-  return new TransientError(message, { code: 'bad_response', httpStatus: reply.status, ambiguous: true });
 }

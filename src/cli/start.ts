@@ -4,6 +4,7 @@ import type { Logger } from 'pino';
 import { buildAdmin, type DaemonState } from '../admin/server.js';
 import { createBroadcastClient } from '../broadcast/client.js';
 import type { Config } from '../config.js';
+import { flowStore, learnServiceLevel, serviceLevel } from '../db/flow.js';
 import { jobStore } from '../db/jobs.js';
 import { type Listener, listen, Unheard } from '../db/listener.js';
 import { migrate, pendingMigrations, SchemaError } from '../db/migrate.js';
@@ -13,6 +14,7 @@ import { pausedQueues, pauseQueue } from '../db/reports.js';
 import { DatabaseUnavailable } from '../errors.js';
 import { registry } from '../handlers/index.js';
 import { observe } from '../observe.js';
+import { Flow } from '../queue/flow.js';
 import { Maintenance, type Schedule } from '../queue/maintenance.js';
 import type { Events, QueueEvents, Worker } from '../queue/ports.js';
 import { QueueWorker } from '../queue/worker.js';
@@ -67,6 +69,14 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
     slots: { ...jobs.concurrency.named, '*': jobs.concurrency.others },
     masked,
   });
+  const learned = await serviceLevel(database);
+  const learn = async (level: number) => {
+    try {
+      await learnServiceLevel(database, level);
+    } catch (error) {
+      logger.warn({ level, error: String(error) }, "the service's level could not be kept");
+    }
+  };
   const client = createBroadcastClient({
     baseUrl: service.url,
     timeoutMs: service.timeoutMs,
@@ -74,9 +84,17 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
     maxItems: service.maxItems,
     secrets: service.secrets,
     token: service.token,
-    level: service.level,
+    level: () => service.level ?? learned,
+    onLevel: (level) => void learn(level),
     version: worker.version,
     connections: connectionsFor(slots),
+  });
+  const pruner = jobPruner(database);
+  const flow = new Flow(flowStore(database, worker), client, events, {
+    maxItems: service.maxItems,
+    waitSeconds: service.waitSeconds,
+    baseDelayMs: jobs.retryBaseDelayMs,
+    random,
   });
   const queue = new QueueWorker(
     store,
@@ -85,7 +103,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
       unknown: jobs.unknown,
       maxPayloadBytes: jobs.maxPayloadBytes,
     },
-    { service: client, pruner: jobPruner(database) },
+    (claim) => ({ service: flow.serving(claim), pruner }),
     events,
     {
       slots,
@@ -114,7 +132,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
     answerWithinMs: 5000,
     random,
   });
-  wakeOnNotifications(listener, queue, logger, config);
+  wakeOnNotifications(listener, queue, flow, logger, config);
 
   let running = false;
   let draining = false;
@@ -160,7 +178,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
     const resume = `SELECT ${schema === 'public' ? '' : `${schema}.`}broadcast_resume_queue()`;
     logger.warn(`all queues are paused, because START_PAUSED is set; ${resume} lets them go`);
   }
-  if (jobs.ambiguousPolicy === 'retry' && (service.level ?? 0) < 1) {
+  if (jobs.ambiguousPolicy === 'retry' && (service.level ?? learned ?? 0) < 1) {
     logger.warn(
       'the service is not known to remember Idempotency-Key: where an answer is lost, its repetition may reach people ' +
         'twice. If it does remember, say so with BROADCAST_SERVICE_LEVEL=1; if not, see AMBIGUOUS_POLICY',
@@ -231,9 +249,13 @@ function schedulesOf({ schedules }: Config): Schedule[] {
   return all.flatMap(({ cron, ...rest }) => (cron === null ? [] : [{ ...rest, cron, data: '{}' }]));
 }
 
-function wakeOnNotifications(listener: Listener, queue: QueueWorker, logger: Logger, config: Config): void {
+function wakeOnNotifications(listener: Listener, queue: QueueWorker, flow: Flow, logger: Logger, config: Config): void {
   let told: string | null = null;
-  listener.events.on('notified', (channel) => (channel === RECALL_CHANNEL ? queue.recheck() : queue.wake()));
+  listener.events.on('notified', (channel) => {
+    if (channel === RECALL_CHANNEL) return queue.recheck();
+    queue.wake();
+    flow.wake();
+  });
   listener.events.on('listening', () => {
     told = null;
     logger.info('listening for notifications');

@@ -132,6 +132,11 @@ interface ClaimRow extends Row {
   previous_failure: string | null;
   dry_run: boolean;
   traceparent: string | null;
+  operation_url: string | null;
+  bot_id: string | null;
+  window_wait_ms: number | null;
+  limited: boolean;
+  troubled: boolean;
   created_at: Date;
   scheduled_at: Date;
   expires_at: Date | null;
@@ -169,6 +174,7 @@ function toClaim(row: ClaimRow, leaseId: string, askedAt: number): Claim {
       cursor: row.step_cursor,
       scope: row.step_scope,
       previousFailure: row.previous_failure,
+      operation: row.operation_url,
     },
     dryRun: row.dry_run,
     traceparent: row.traceparent,
@@ -180,6 +186,7 @@ function toClaim(row: ClaimRow, leaseId: string, askedAt: number): Claim {
   return {
     job,
     leaseId,
+    bot: row.bot_id,
     first: row.first,
     expired: row.expired,
     oversizeBytes: row.job_data === null ? row.payload_bytes : null,
@@ -187,6 +194,9 @@ function toClaim(row: ClaimRow, leaseId: string, askedAt: number): Claim {
     stalledCalls: row.stalled_calls,
     stalledForMs: row.stalled_ms,
     waitedMs: row.waited_ms,
+    windowWaitMs: row.window_wait_ms,
+    limited: row.limited,
+    troubled: row.troubled,
   };
 }
 
@@ -206,11 +216,12 @@ function toRecord(settlement: Settlement): Record<string, unknown> {
     progress: progress === null ? undefined : JSON.stringify(progress),
     gained: settlement.gained || undefined,
     next_cursor: settlement.nextCursor ?? undefined,
+    operation: settlement.operation ?? undefined,
     hold: settlement.holdReason ?? undefined,
     paused_from: settlement.pausedFrom ?? undefined,
     previous: settlement.previousFailure ?? undefined,
     flags: settlement.flags.length > 0 ? settlement.flags : undefined,
-    stalled: settlement.stalled || undefined,
+    stalled: settlement.stalled ?? undefined,
     unstarted: settlement.unstarted || undefined,
     epoch_above: settlement.raiseEpochAbove === null ? undefined : Math.min(settlement.raiseEpochAbove, EPOCH_MAX),
     record: settlement.record ?? undefined,

@@ -2,6 +2,7 @@
  * Every statement the queue makes. Each is one transaction, moves rows along the states of sql/001_jobs.sql, and answers
  * from the database's clock. A write to a processing job is fenced by its lease.
  */
+import { claimStatement } from './claim.js';
 import { identifier } from './pool.js';
 
 export function statements(schema: string) {
@@ -9,85 +10,11 @@ export function statements(schema: string) {
   const leases = `${identifier(schema)}.broadcast_queue_leases`;
   const attempts = `${identifier(schema)}.broadcast_queue_attempts`;
   const workers = `${identifier(schema)}.broadcast_queue_workers`;
-  const pauses = `${identifier(schema)}.broadcast_queue_pauses`;
   const schedules = `${identifier(schema)}.broadcast_queue_schedules`;
   const usualQueue = `${identifier(schema)}.broadcast_usual_queue`;
 
   return {
-    // Rows to be written are named twice, by a join and by an array: without the array a plan made while the table was
-    // empty, and kept, would read the table from end to end in the join.
-
-    // $1 queues, $2 their free slots, $3 free slots of each other queue, $4 lease, $5 worker, $6 lease ms, $7 max bytes.
-    // `lane` finds every queue and priority by a loose scan of the claim's index, one probe each, so that rows of a
-    // priority that are far in the future do not stand in the way of a lower one that is due. Each lane is read in the
-    // index's own order and only as far as slots are free: the subqueries are nested so that nothing sorts or
-    // materializes between the index and the limit.
-    claim: `
-      with recursive lane (queue_name, priority) as (
-        (select queue_name, priority from ${jobs} where due_at is not null order by queue_name, priority desc limit 1)
-        union all
-        select next.queue_name, next.priority from lane cross join lateral (
-          (select j.queue_name, j.priority from ${jobs} j
-           where j.due_at is not null and j.queue_name = lane.queue_name and j.priority < lane.priority
-           order by j.priority desc limit 1)
-          union all
-          (select j.queue_name, j.priority from ${jobs} j
-           where j.due_at is not null and j.queue_name > lane.queue_name
-           order by j.queue_name, j.priority desc limit 1)
-          limit 1) next
-      ), wanted as materialized (
-        select lane.queue_name, array_agg(lane.priority order by lane.priority desc) as priorities,
-               case when exists (select from ${pauses} p where p.queue_name in (lane.queue_name, '*')) then 0
-                    else coalesce(min(slots.free), $3::integer) end as free
-        from lane left join unnest($1::text[], $2::integer[]) slots (queue_name, free) using (queue_name)
-        group by lane.queue_name
-      ), due as materialized (
-        select due.id, due.status, due.due_at, row_number() over () as place
-        from wanted cross join lateral (
-          select j.id, j.status, j.due_at
-          from unnest(wanted.priorities) lane (priority) cross join lateral (
-            select j.id, j.status, j.due_at from ${jobs} j
-            where j.queue_name = wanted.queue_name and j.priority = lane.priority and j.due_at <= now()
-            order by j.due_at, j.id limit wanted.free
-            for no key update skip locked) j
-          limit wanted.free) due
-        where wanted.free > 0
-      ), claimed as (
-        update ${jobs} j
-        set status = 'processing', lease_id = $4::uuid, epoch = j.epoch + 1,
-            -- a pending row with its attempts spent was set back by hand: it starts over
-            attempts = case when j.status = 'pending' and j.attempts >= j.max_attempts then 1 else j.attempts + 1 end,
-            started_at = coalesce(j.started_at, now()), completed_at = null, pause_requested_at = null,
-            hold_reason = null, updated_at = now()
-        from due where j.id = due.id and j.id = any(array(select id from due))
-        returning j.*, due.place, (extract(epoch from now()) - extract(epoch from due.due_at))::float8 * 1000 as waited_ms
-      ), leased as (
-        insert into ${leases} (lease_id, worker_id, job_ids, created_at, expires_at)
-        select $4::uuid, $5::text, array_agg(id order by place), now(),
-               clock_timestamp() + $6::float8 * interval '1 millisecond'
-        from claimed having count(*) > 0
-      )
-      select
-        (select (extract(epoch from min(soon.due_at)) - extract(epoch from now()))::float8 * 1000
-         from wanted cross join unnest(wanted.priorities) lane (priority) cross join lateral (
-           select j.due_at from ${jobs} j
-           where j.queue_name = wanted.queue_name and j.priority = lane.priority and j.due_at > now()
-           order by j.due_at limit 1) soon
-         where wanted.free > 0) as next_due_ms,
-        c.id, c.job_id, c.queue_name, c.job_type,
-        left(coalesce(c.job_data ->> 'broadcast_id', c.job_data ->> 'broadcastId'), 100) as broadcast_id,
-        left(coalesce(c.job_data ->> 'segment_id', c.job_data ->> 'segmentId'), 100) as segment_id, c.attempts, c.max_attempts, c.epoch, c.step_seq, c.step_cursor,
-        c.step_scope, c.previous_failure, c.dry_run, c.traceparent, c.created_at, c.scheduled_at, c.expires_at,
-        octet_length(data.json) as payload_bytes,
-        case when octet_length(data.json) <= $7::integer then data.json end as job_data,
-        c.started_at = now() as first,
-        coalesce(c.expires_at <= now() and c.started_at = now(), false) as expired,
-        coalesce((jsonb_path_query_first(c.progress, '$.processed ? (@ >= 1 && @ < 1e15)') #>> '{}')::float8, 0) as processed,
-        c.stalled_calls, coalesce(extract(epoch from now() - c.stalled_since)::float8 * 1000, 0) as stalled_ms,
-        c.waited_ms, extract(epoch from clock_timestamp())::float8 * 1000 as now_ms
-      from (select) always
-      left join (claimed c cross join lateral (select c.job_data::text offset 0) data (json)) on true
-      order by c.place`,
+    claim: claimStatement(schema),
 
     // $1 settlements as JSON, $2 leases that are finished with them, $3 worker.
     // Fenced: a row whose lease is not the one named is left alone and answered with `lost`.
@@ -95,8 +22,8 @@ export function statements(schema: string) {
       with s as materialized (
         select *, row_number() over () as place from json_to_recordset($1::json) as s (
           id bigint, lease uuid, status text, due_ms float8, count text, code text, error text, http integer,
-          result text, progress text, gained float8, next_cursor text, hold text, paused_from text, previous text, flags text[],
-          stalled boolean, unstarted boolean, epoch_above integer, record text, ran_ms float8)
+          result text, progress text, gained float8, next_cursor text, operation text, hold text, paused_from text,
+          previous text, flags text[], stalled text, unstarted boolean, epoch_above integer, record text, ran_ms float8)
       ), settled as (
         update ${jobs} j
         set status = case when ${PAUSING} then 'paused' else s.status end,
@@ -114,12 +41,14 @@ export function statements(schema: string) {
             progress_at = case when s.gained is null then j.progress_at else clock_timestamp() end,
             step_seq = case when s.next_cursor is null then j.step_seq else j.step_seq + 1 end,
             step_cursor = coalesce(s.next_cursor, j.step_cursor),
+            operation_url = s.operation,
+            outage_calls = case when s.count = 'reset' or s.status = 'completed' then 0 else j.outage_calls end,
             previous_failure = s.previous,
             flags = case when s.flags is null then j.flags
                     else array(select distinct f from unnest(j.flags || s.flags) f order by f) end,
-            stalled_calls = case when s.stalled then j.stalled_calls + 1
+            stalled_calls = case when s.stalled is not null then j.stalled_calls + (s.stalled = 'call')::integer
                             when s.status in ('pending', 'paused') then j.stalled_calls else 0 end,
-            stalled_since = case when s.stalled then coalesce(j.stalled_since, clock_timestamp())
+            stalled_since = case when s.stalled is not null then coalesce(j.stalled_since, clock_timestamp())
                             when s.status in ('pending', 'paused') then j.stalled_since end,
             started_at = case when s.unstarted then null else j.started_at end,
             next_retry_at = clock_timestamp() + s.due_ms * interval '1 millisecond',
@@ -167,9 +96,9 @@ export function statements(schema: string) {
       )
       update ${jobs} j
       set status = case when j.pause_requested_at is not null then 'paused'
-                   when j.step_seq > 0 then 'processing' else 'pending' end,
+                   when j.step_seq > 0 or j.operation_url is not null then 'processing' else 'pending' end,
           paused_from = case when j.pause_requested_at is null then null
-                        when j.step_seq > 0 then 'processing' else 'pending' end,
+                        when j.step_seq > 0 or j.operation_url is not null then 'processing' else 'pending' end,
           hold_reason = case when j.pause_requested_at is not null
                           then coalesce(j.hold_reason, 'paused by an operator') end,
           pause_requested_at = null, lease_id = null,
@@ -192,22 +121,24 @@ export function statements(schema: string) {
       ), freed as (
         update ${jobs} j
         set status = case when j.pause_requested_at is not null then 'paused'
-                     when $2::boolean and starts_with(j.job_type, 'send_') then 'paused'
+                     when ${IN_DOUBT} then 'paused'
                      when j.attempts >= j.max_attempts then 'failed' else 'retry' end,
             -- with its attempts spent, a resume starts it over
-            paused_from = case when j.pause_requested_at is not null or $2::boolean and starts_with(j.job_type, 'send_')
+            paused_from = case when j.pause_requested_at is not null or ${IN_DOUBT}
                           then case when j.attempts >= j.max_attempts then 'pending' else 'retry' end end,
             hold_reason = case when j.pause_requested_at is not null
                             then coalesce(j.hold_reason, 'paused by an operator')
-                          when $2::boolean and starts_with(j.job_type, 'send_')
+                          when ${IN_DOUBT}
                             then 'the service may have carried it out: its worker stopped answering; '
                                  || 'resume it to call again, or cancel it' end,
             pause_requested_at = null, lease_id = null, next_retry_at = clock_timestamp(),
             completed_at = case when j.pause_requested_at is null and j.attempts >= j.max_attempts
-                             and not ($2::boolean and starts_with(j.job_type, 'send_')) then clock_timestamp() end,
+                             and not (${IN_DOUBT}) then clock_timestamp() end,
             error_code = 'lease_expired', previous_failure = 'lease_expired',
             error_message = 'the worker ' || e.worker_id || ' stopped renewing its lease in mid-call',
-            flags = array(select distinct f from unnest(j.flags || '{possible_duplicate}'::text[]) f order by f),
+            -- to ask after an operation cannot repeat anything
+            flags = case when j.operation_url is not null then j.flags
+                    else array(select distinct f from unnest(j.flags || '{possible_duplicate}'::text[]) f order by f) end,
             stalled_calls = j.stalled_calls + 1, stalled_since = coalesce(j.stalled_since, clock_timestamp()),
             updated_at = clock_timestamp()
         from expired e cross join unnest(e.job_ids) held (id)
@@ -271,6 +202,9 @@ export function statements(schema: string) {
       from walked`,
   };
 }
+
+/** The call may have been carried out, and such a job is left to an operator ($2). */
+const IN_DOUBT = `$2::boolean and starts_with(j.job_type, 'send_') and j.operation_url is null`;
 
 /** A pause was asked for while the call ran, and the call did not end the job. */
 const PAUSING = `j.pause_requested_at is not null and s.status in ('pending', 'retry', 'processing')`;

@@ -14,7 +14,7 @@ export interface Registry {
 export async function attempt(
   claim: Claim,
   registry: Registry,
-  ports: Ports,
+  portsFor: (claim: Claim) => Ports,
   leases: Leases,
 ): Promise<Outcome | Error> {
   try {
@@ -24,8 +24,9 @@ export async function attempt(
       throw new PermanentError(`No processor registered for job type: ${claim.job.type}`, { code: 'unknown_job_type' });
     }
     refuseUnfit(claim, registry);
+    if (claim.windowWaitMs !== null) return waitForWindow(claim.windowWaitMs);
     if (leases.expired(claim.leaseId)) throw new Interrupted('lease_lost', false);
-    return await handler.run(claim.job, ports, leases.signal(claim));
+    return await handler.run(claim.job, portsFor(claim), leases.signal(claim));
   } catch (error) {
     return error instanceof Error ? error : new Error(String(error));
   }
@@ -35,7 +36,14 @@ const UNKNOWN_TYPE_WAIT_MS = 5000;
 
 function waitForAnother(claim: Claim): Outcome {
   const reason = `no processor registered for job type: ${claim.job.type} (UNKNOWN_JOB_TYPES=wait)`;
-  return { kind: 'hold', reason, delayMs: UNKNOWN_TYPE_WAIT_MS, uncalled: true };
+  return { kind: 'wait', reason, delayMs: UNKNOWN_TYPE_WAIT_MS };
+}
+
+function waitForWindow(waitMs: number): Outcome {
+  if (waitMs >= 0) return { kind: 'wait', reason: 'waiting for its send window', delayMs: waitMs };
+  throw new PermanentError('its send window passed before it could begin, and "missed" is "fail"', {
+    code: 'window_missed',
+  });
 }
 
 function refuseUnfit(claim: Claim, registry: Registry): void {

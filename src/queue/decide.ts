@@ -4,6 +4,7 @@
  */
 import { DatabaseUnavailable, Interrupted, PermanentError, TransientError } from '../errors.js';
 import type { Flag, Outcome } from '../job.js';
+import { later } from './backoff.js';
 import type { Claim, Settlement } from './ports.js';
 
 export interface Policy {
@@ -30,7 +31,7 @@ export function decide(
   policy: Policy,
   random: () => number,
 ): Settlement {
-  const settlement =
+  const settlement: Decision =
     result instanceof Error ? fromError(claim, result, policy, random) : fromOutcome(claim, result, random);
   return endCircling(claim, {
     ...NOTHING,
@@ -65,11 +66,12 @@ const NOTHING = {
   progress: null,
   gained: 0,
   nextCursor: null,
+  operation: null,
   holdReason: null,
   pausedFrom: null,
   previousFailure: null,
   flags: [],
-  stalled: false,
+  stalled: null,
   unstarted: false,
   raiseEpochAbove: null,
   record: null,
@@ -86,13 +88,16 @@ function fromOutcome(claim: Claim, outcome: Outcome, random: () => number): Deci
       };
     case 'continue': {
       const progressed = (outcome.progress?.processed ?? 0) > claim.processed;
+      const { cursor, scope } = claim.job.step;
+      // Sending again to those who failed changes what they are counted as, and not how many were processed.
+      const moves = scope !== 'all' && outcome.cursor !== cursor;
       return {
         status: 'processing',
         dueInMs: outcome.delayMs,
         attempts: progressed ? 'reset' : 'refund',
         progress: outcome.progress ?? null,
         nextCursor: outcome.cursor,
-        stalled: !progressed,
+        stalled: progressed ? null : moves ? 'time' : 'call',
       };
     }
     case 'hold':
@@ -103,8 +108,37 @@ function fromOutcome(claim: Claim, outcome: Outcome, random: () => number): Deci
         progress: outcome.progress ?? null,
         nextCursor: outcome.cursor ?? null,
         holdReason: outcome.reason,
-        stalled: !outcome.uncalled,
-        record: outcome.uncalled ? null : 'held',
+        stalled: 'call',
+        record: 'held',
+      };
+    case 'wait':
+      return {
+        ...stillAt(claim),
+        status: hasBegun(claim) ? 'processing' : 'retry',
+        dueInMs: Math.max(outcome.delayMs, 0),
+        attempts: 'refund',
+        holdReason: outcome.reason,
+        unstarted: claim.first,
+      };
+    case 'operation':
+      return {
+        status: 'processing',
+        dueInMs: outcome.delayMs,
+        attempts: 'refund',
+        progress: outcome.progress ?? null,
+        operation: outcome.location,
+        stalled: (outcome.progress?.processed ?? 0) <= claim.processed ? 'time' : null,
+      };
+    case 'incomplete':
+      return {
+        status: 'failed',
+        errorCode: 'incomplete',
+        errorMessage: outcome.reason,
+        httpStatus: outcome.httpStatus,
+        result: outcome.result,
+        progress: outcome.progress,
+        flags: ['incomplete'],
+        record: 'failed',
       };
     case 'cancel':
       return {
@@ -124,7 +158,6 @@ function fromError(claim: Claim, error: Error, policy: Policy, random: () => num
       errorCode: error.code,
       errorMessage: error.message,
       httpStatus: error.httpStatus ?? null,
-      flags: error.code === 'incomplete' ? ['incomplete'] : [],
       record: 'failed',
     };
   }
@@ -141,6 +174,9 @@ function asTransient(error: Error): TransientError {
   return new TransientError(`internal error: ${error.name}: ${error.message}`, { code: 'internal' });
 }
 
+/** The service no longer runs the step: it is called again. After any other failure it is asked again. */
+const ENDS_OPERATION = new Set(['service_failed', 'operation_lost']);
+
 function fromTransient(claim: Claim, error: TransientError, policy: Policy, random: () => number): Decision {
   const { attempt, maxAttempts, type } = claim.job;
   const about = {
@@ -149,8 +185,9 @@ function fromTransient(claim: Claim, error: TransientError, policy: Policy, rand
     httpStatus: error.httpStatus ?? null,
     previousFailure: error.code,
     flags: (error.ambiguous ? ['possible_duplicate'] : []) satisfies Flag[],
-    stalled: true,
+    stalled: 'call',
     raiseEpochAbove: error.raiseEpochAbove ?? null,
+    operation: ENDS_OPERATION.has(error.code) ? null : claim.job.step.operation,
   } as const;
 
   if (error.ambiguous && policy.ambiguous === 'pause' && type.startsWith('send_')) {
@@ -172,25 +209,41 @@ function fromTransient(claim: Claim, error: TransientError, policy: Policy, rand
 
 /** Cut short by a shutdown, or by a lease that ran out before the call: due now, nothing consumed. */
 function handBack(claim: Claim, error: Interrupted): Decision {
-  const sliced = claim.job.step.seq > 0;
+  const begun = hasBegun(claim);
+  // To ask after an operation changes nothing.
+  const wasCalled = error.requestWritten && claim.job.step.operation === null;
   return {
-    status: sliced ? 'processing' : 'pending',
-    dueInMs: sliced ? 0 : null,
+    ...stillAt(claim),
+    status: begun ? 'processing' : 'pending',
+    dueInMs: begun ? 0 : null,
     attempts: 'refund',
-    previousFailure: error.requestWritten ? error.reason : claim.job.step.previousFailure,
-    flags: error.requestWritten ? ['possible_duplicate'] : [],
-    stalled: error.requestWritten,
+    ...(wasCalled && {
+      previousFailure: error.reason,
+      flags: ['possible_duplicate'],
+      stalled: 'call',
+      record: 'handed_back',
+    }),
     unstarted: claim.first && !error.requestWritten,
-    record: error.requestWritten ? 'handed_back' : null,
   };
 }
 
+/** Part of it is sent already, or the service is at it. */
+function hasBegun({ job: { step } }: Claim): boolean {
+  return step.seq > 0 || step.operation !== null;
+}
+
+/** Nothing happened to the step. */
+function stillAt({ job }: Claim): Pick<Settlement, 'operation' | 'previousFailure'> {
+  return { operation: job.step.operation, previousFailure: job.step.previousFailure };
+}
+
 function endCircling(claim: Claim, settlement: Settlement): Settlement {
-  if (!settlement.stalled || settlement.status === 'failed' || settlement.status === 'paused') return settlement;
-  const calls = claim.stalledCalls + 1;
+  if (settlement.stalled === null || settlement.status === 'failed' || settlement.status === 'paused')
+    return settlement;
+  const calls = claim.stalledCalls + (settlement.stalled === 'call' ? 1 : 0);
   if (calls < STALLED_CALLS_LIMIT && claim.stalledForMs < STALLED_TIME_LIMIT_MS) return settlement;
   const minutes = Math.ceil(claim.stalledForMs / 60_000);
-  const last = settlement.errorMessage ?? settlement.holdReason ?? 'the cursor did not move on';
+  const last = settlement.errorMessage ?? settlement.holdReason ?? 'the counters did not rise';
   return {
     ...settlement,
     status: 'paused',
@@ -198,11 +251,6 @@ function endCircling(claim: Claim, settlement: Settlement): Settlement {
     holdReason: boundedText(`no progress in ${calls} calls within ${minutes} min; the last: ${last}`),
     record: 'paused',
   };
-}
-
-/** Up to a tenth later, at most a minute. */
-function later(ms: number, random: () => number): number {
-  return ms + Math.min(ms * 0.1, 60_000) * random();
 }
 
 /** One line, no control characters, 2 KiB of UTF-8 at most. */

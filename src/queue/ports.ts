@@ -3,12 +3,14 @@
  * tests listen to the events. The core imports no driver, no logger and no HTTP.
  */
 import type { EventEmitter } from 'node:events';
-import type { Flag, Job, Progress } from '../job.js';
+import type { Flag, Job, Progress, Step } from '../job.js';
 
 /** A job just claimed: what its handler sees, and what only the core needs. Durations in milliseconds. */
 export interface Claim {
   readonly job: Job;
   readonly leaseId: string;
+  /** Whose messenger account sends it (`job_data.bot_id`): limits and gates may be the bot's own. */
+  readonly bot: string | null;
   /** Never called before. */
   readonly first: boolean;
   /** Its `expires_at` passed before the first call. */
@@ -21,6 +23,12 @@ export interface Claim {
   readonly stalledForMs: number;
   /** From the moment it was due until now. */
   readonly waitedMs: number;
+  /** Until its send window opens; null: it may go. Negative: it missed the only one it had. */
+  readonly windowWaitMs: number | null;
+  /** A limit of messages a second governs it. */
+  readonly limited: boolean;
+  /** Calls of this or another daemon failed lately: a success is news. */
+  readonly troubled: boolean;
 }
 
 /** What becomes of a job: one value that one fenced statement applies. */
@@ -42,13 +50,15 @@ export interface Settlement {
   readonly gained: number;
   /** The next step begins at this cursor; null: the step stays as it is. */
   readonly nextCursor: string | null;
+  /** Where the service runs the step by itself from now on. */
+  readonly operation: Step['operation'];
   readonly holdReason: string | null;
   /** With status `paused`: where a resume leads back to. */
   readonly pausedFrom: 'retry' | 'pending' | 'processing' | null;
   readonly previousFailure: string | null;
   readonly flags: readonly Flag[];
-  /** This call made no progress. */
-  readonly stalled: boolean;
+  /** No progress: one of so many such calls, or only a matter of time. */
+  readonly stalled: 'call' | 'time' | null;
   /** Handed back before its first call: it has not started after all. */
   readonly unstarted: boolean;
   readonly raiseEpochAbove: number | null;
@@ -106,6 +116,48 @@ export interface Store {
   leave(): Promise<void>;
 }
 
+/** What a limit grants one call. `no limit`: none governs it any more. `later`: ask again in so many milliseconds. */
+export type GrantAnswer =
+  | { kind: 'no limit' }
+  | { kind: 'later'; waitMs: number }
+  | {
+      kind: 'granted';
+      items: number;
+      perSecond: number;
+      /** The grant's time begins after this, and is over `lastsMs` later. */
+      waitMs: number;
+      lastsMs: number;
+      /** Goes back with what was used. */
+      receipt: string;
+    };
+
+/** A failure that says more of the service than of its job. */
+export interface ServiceFailure {
+  readonly claim: Claim;
+  readonly code: string;
+  readonly message: string;
+  /** The job would be given up. */
+  readonly isLast: boolean;
+  /** Calls of this daemon in the last seconds, and how many of them failed so. */
+  readonly calls: number;
+  readonly failures: number;
+}
+
+/** Limits, gates and the breaker, shared by all daemons. Every method is one statement, as in Store. */
+export interface FlowStore {
+  grant(queue: string, bot: string | null, most: number): Promise<GrantAnswer>;
+  /** What is left of a grant goes back, where nobody was granted the time after it. */
+  used(receipt: string, items: number, used: number): Promise<void>;
+  /** Messages a second that the limits allow now; null: no limit. Takes nothing. */
+  pace(queue: string, bot: string | null): Promise<number | null>;
+  /** @param key `service`, or `bot:` and the bot */
+  closeGate(key: string, ms: number, reason: string): Promise<void>;
+  /** @returns whether the failure costs its job nothing, and when to try again; and whether this opened the breaker */
+  serviceFailed(failure: ServiceFailure): Promise<{ refund: boolean; waitMs: number; opened: boolean }>;
+  /** @returns whether the breaker was open */
+  serviceAnswers(): Promise<boolean>;
+}
+
 /** Everything that happens, for whoever words it. */
 export interface QueueEvents {
   started: [Claim];
@@ -115,6 +167,11 @@ export interface QueueEvents {
   retrying: [Claim, Settlement];
   failed: [Claim, Settlement];
   cancelled: [Claim, Settlement];
+  /** Nobody calls for so many milliseconds: the bot's gate, or the service's. */
+  gateClosed: [key: string, ms: number, reason: string];
+  /** Too many calls failed: single probes go out from now on, until one succeeds. */
+  breakerOpened: [reason: string];
+  breakerClosed: [];
   paused: [Claim, Settlement];
   handedBack: [Claim, Settlement];
   /** Its lease was gone: the late word was refused. */

@@ -42,7 +42,7 @@ export class QueueWorker {
   constructor(
     private readonly store: Store,
     private readonly registry: Registry,
-    private readonly ports: Ports,
+    private readonly portsFor: (claim: Claim) => Ports,
     private readonly events: Events,
     private readonly settings: WorkerSettings,
   ) {
@@ -184,7 +184,7 @@ export class QueueWorker {
     this.#active.set(queue, this.activeIn(queue) + 1);
     this.events.emit('started', claim);
     const startedAt = performance.now();
-    const result = await attempt(claim, this.registry, this.ports, this.#leases);
+    const result = await attempt(claim, this.registry, this.portsFor, this.#leases);
     const settlement = decide(claim, result, performance.now() - startedAt, this.settings.policy, this.settings.random);
     const answer = await this.#settler.settle(settlement);
     this.#free(queue);

@@ -130,7 +130,7 @@ describe('a pause asked for while the job runs', () => {
   }
 
   test.each([
-    ['retry', { dueInMs: 60_000, errorMessage: 'busy', stalled: true }],
+    ['retry', { dueInMs: 60_000, errorMessage: 'busy', stalled: 'call' }],
     ['processing', { dueInMs: 0, nextCursor: 'next', progress: { processed: 1 } }],
     ['pending', { attempts: 'refund', unstarted: true }],
   ] as const)('holds back what would go on as %s, until it is resumed', async (status, change) => {

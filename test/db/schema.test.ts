@@ -27,6 +27,7 @@ const WITH_DEFAULT = {
   priority: 0,
   epoch: 0,
   stalled_calls: 0,
+  outage_calls: 0,
   step_seq: 0,
   step_scope: 'all',
   flags: [],
@@ -52,6 +53,8 @@ const NULL_AT_FIRST = {
   paused_from: null,
   pause_requested_at: null,
   traceparent: null,
+  operation_url: null,
+  send_window: null,
 };
 const OF_THE_MOMENT = ['id', 'job_id', 'scheduled_at', 'created_at', 'updated_at'];
 
@@ -68,6 +71,8 @@ const FRESH = {
   updated_at: expect.any(Date),
   due_at: expect.any(Date),
   live_key: null,
+  bot_id: null,
+  names_bot: false,
 };
 
 describe('a row', () => {

@@ -157,7 +157,7 @@ describe('a settlement', () => {
 
 describe('calls without progress', () => {
   test('are counted, with the time of the first; progress starts the count over', async () => {
-    const stalled = { status: 'retry', dueInMs: 0, stalled: true } as const;
+    const stalled = { status: 'retry', dueInMs: 0, stalled: 'call' } as const;
     const first = await settled(stalled, { max_attempts: 9 });
     expect(first.stalled_calls).toBe(1);
     const second = await settleNext(stalled);

@@ -79,6 +79,10 @@ const TABLES = [
   'broadcast_queue_workers',
   'broadcast_queue_schedules',
   'broadcast_queue_pauses',
+  'broadcast_queue_abandoned',
+  'broadcast_queue_limits',
+  'broadcast_queue_gates',
+  'broadcast_queue_windows',
 ];
 
 export async function openQueue(): Promise<TestQueue> {
@@ -197,7 +201,8 @@ export function settlement(claim: Claim, change: Partial<Settlement> = {}): Sett
     pausedFrom: null,
     previousFailure: null,
     flags: [],
-    stalled: false,
+    operation: null,
+    stalled: null,
     unstarted: false,
     raiseEpochAbove: null,
     record: null,

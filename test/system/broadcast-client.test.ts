@@ -3,7 +3,7 @@
 import { EventEmitter, getEventListeners, once } from 'node:events';
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import { createServer as createTlsServer } from 'node:tls';
-import { afterEach, beforeEach, describe, expect, test } from '@jest/globals';
+import { afterEach, beforeEach, describe, expect, jest, test } from '@jest/globals';
 import { Webhook, WebhookVerificationError } from 'standardwebhooks';
 import { Compile } from 'typebox/compile';
 import {
@@ -12,8 +12,8 @@ import {
   createBroadcastClient,
 } from '../../src/broadcast/client.js';
 import { Envelope } from '../../src/broadcast/protocol.js';
-import { Interrupted, PermanentError, TransientError } from '../../src/errors.js';
-import type { Job } from '../../src/job.js';
+import { Interrupted, PermanentError } from '../../src/errors.js';
+import { aJob, failureOf, never, transientOf } from '../support/broadcast-call.js';
 import {
   drip,
   flood,
@@ -37,17 +37,6 @@ beforeEach(async () => {
   opened = [];
 });
 
-test.each([null, 0, 1])('a dry run is not even called below level 2 (%s)', async (level) => {
-  const dryRun = connect({ level }).call(aJob({ dryRun: true }), new AbortController().signal);
-  await expect(dryRun).rejects.toMatchObject({ name: 'PermanentError', code: 'dry_run_unsupported' });
-  expect(server.requests).toHaveLength(0);
-});
-
-test('a dry run is called at level 2, and says so', async () => {
-  await connect({ level: 2 }).call(aJob({ dryRun: true }), new AbortController().signal);
-  expect(JSON.parse(server.requests[0]?.body ?? '').job.dry_run).toBe(true);
-});
-
 afterEach(async () => {
   for (const one of opened) await one.close();
   await server.close();
@@ -63,51 +52,11 @@ function connect(options: Partial<BroadcastClientOptions> = {}): BroadcastClient
     token: null,
     version: '1.2.3',
     connections: 4,
-    level: null,
+    level: () => null,
     ...options,
   });
   opened.push(client);
   return client;
-}
-
-function aJob(members: Partial<Job> = {}): Job {
-  return {
-    id: '7',
-    jobId: 'job-7',
-    queue: 'default',
-    type: 'send_broadcast',
-    broadcastId: null,
-    segmentId: null,
-    payload: '{"text":"hello"}',
-    attempt: 2,
-    maxAttempts: 5,
-    epoch: 3,
-    step: { seq: 7, cursor: 'c6', scope: 'all', previousFailure: 'timeout' },
-    dryRun: false,
-    traceparent: null,
-    createdAt: new Date('2026-11-23T10:00:00Z'),
-    scheduledAt: new Date('2026-11-23T11:00:00Z'),
-    expiresAt: null,
-    databaseNow: () => Date.now(),
-    ...members,
-  };
-}
-
-const never = () => new AbortController().signal;
-
-/** The error of a call that is expected to fail. */
-async function failureOf(call: Promise<unknown>): Promise<unknown> {
-  return call.then(
-    (outcome) => Promise.reject(new Error(`the call succeeded: ${JSON.stringify(outcome)}`)),
-    (error: unknown) => error,
-  );
-}
-
-async function transientOf(call: Promise<unknown>): Promise<TransientError> {
-  const error = await failureOf(call);
-  expect(error).toBeInstanceOf(TransientError);
-  // Just asserted.
-  return error as TransientError;
 }
 
 async function onlyRequest(): Promise<RecordedRequest> {
@@ -193,6 +142,15 @@ describe('the request', () => {
         previous_failure: 'timeout',
       },
     });
+  });
+
+  test('holds what a shared limit grants, and says the wait in whole seconds', async () => {
+    await connect().call(aJob(), never(), { maxItems: 45, perSecond: 30, waitSeconds: 1.5 });
+    const { headers, body } = await onlyRequest();
+    const envelope: unknown = JSON.parse(body);
+    expect(Compile(Envelope).Errors(envelope)).toEqual([]);
+    expect(envelope).toMatchObject({ step: { max_items: 45, per_second: 30, wait_seconds: 1.5 } });
+    expect(headers.prefer).toBe('respond-async, wait=2');
   });
 
   test('passes the payload through byte for byte', async () => {
@@ -375,6 +333,144 @@ describe('the deadline', () => {
     await failureOf(client.call(aJob(), signal));
     expect(getEventListeners(signal, 'abort')).toHaveLength(0);
     expect(await client.call(aJob(), signal)).toMatchObject({ kind: 'done' });
+  });
+});
+
+describe('the deadline of a service that works in slices', () => {
+  afterEach(() => void jest.useRealTimers());
+
+  /** The message of a call that is never answered, once so much time has passed. */
+  async function givenUpAfter(
+    ms: number,
+    call: (client: BroadcastClient) => Promise<unknown>,
+    client: BroadcastClient,
+  ) {
+    // Nothing but the clock of timers stands still: sockets are real, and deadlines are reached at once.
+    jest.useFakeTimers({ doNotFake: ['nextTick', 'setImmediate', 'queueMicrotask', 'performance', 'Date'] });
+    server.next(hang());
+    const error = transientOf(call(client));
+    await server.received(1);
+    jest.advanceTimersByTime(ms);
+    return (await error).message;
+  }
+
+  test('is fifteen seconds beyond its wait', async () => {
+    const message = await givenUpAfter(
+      40_000,
+      (client) => client.call(aJob(), never()),
+      connect({ level: () => 2, timeoutMs: 900_000 }),
+    );
+    expect(message).toContain('no complete answer within 40000 ms');
+  });
+
+  test('is that beyond the wait that was granted', async () => {
+    const message = await givenUpAfter(
+      16_000,
+      (client) => client.call(aJob(), never(), { maxItems: 30, perSecond: 30, waitSeconds: 1 }),
+      connect({ level: () => 3, timeoutMs: 900_000 }),
+    );
+    expect(message).toContain('no complete answer within 16000 ms');
+  });
+
+  test('is never later than that of other services', async () => {
+    const message = await givenUpAfter(
+      300,
+      (client) => client.call(aJob(), never()),
+      connect({ level: () => 2, timeoutMs: 300 }),
+    );
+    expect(message).toContain('no complete answer within 300 ms');
+  });
+
+  test.each([null, 0, 1])('does not hold at level %s', async (level) => {
+    const message = await givenUpAfter(
+      900_000,
+      (client) => client.call(aJob(), never()),
+      connect({ level: () => level, timeoutMs: 900_000 }),
+    );
+    expect(message).toContain('no complete answer within 900000 ms');
+  });
+});
+
+describe('the level of the service', () => {
+  const dryRun = () => aJob({ dryRun: true });
+  const testSend = () => aJob({ payload: '{"broadcast_id": 7, "test_recipients": [1]}' });
+
+  test.each([
+    ['a dry run', null, dryRun, 'dry_run_unsupported', 'has not said its level'],
+    ['a dry run', 1, dryRun, 'dry_run_unsupported', 'speaks level 1'],
+    ['a test send', null, testSend, 'test_send_unsupported', 'has not said its level'],
+    ['a test send', 0, testSend, 'test_send_unsupported', 'speaks level 0'],
+    [
+      'a test send to nobody',
+      1,
+      () => aJob({ payload: '{"test_recipients": []}' }),
+      'test_send_unsupported',
+      'level 1',
+    ],
+  ])('%s is not even called at level %s', async (_name, level, job, code, text) => {
+    const error = await failureOf(connect({ level: () => level }).call(job(), never()));
+    expect(error).toBeInstanceOf(PermanentError);
+    expect(error).toMatchObject({ code, message: expect.stringContaining(text) });
+    expect(server.requests).toHaveLength(0);
+  });
+
+  test('a dry run is called at level 2, and says so', async () => {
+    await connect({ level: () => 2 }).call(dryRun(), never());
+    expect(JSON.parse((await onlyRequest()).body).job.dry_run).toBe(true);
+  });
+
+  test('a test send is called at level 2, and says so', async () => {
+    await connect({ level: () => 2 }).call(testSend(), never());
+    expect(JSON.parse((await onlyRequest()).body).payload.test_recipients).toEqual([1]);
+  });
+
+  test.each([
+    ['as a text', '{"text": "\\"test_recipients\\"", "note": "test_recipients"}'],
+    ['inside a member', '{"options": {"test_recipients": [1]}}'],
+    ['in a list', '["test_recipients"]'],
+  ])('a payload that has the word only %s is no test send', async (_name, payload) => {
+    await connect({ level: () => 0 }).call(aJob({ payload }), never());
+    expect(JSON.parse((await onlyRequest()).body).payload).toEqual(JSON.parse(payload));
+  });
+
+  test('a payload that cannot be read is left to the service', async () => {
+    const payload = '{"test_recipients"';
+    await connect({ level: () => 0 }).call(aJob({ payload }), never());
+    expect((await onlyRequest()).body).toContain(payload);
+  });
+
+  test('is learned from its answers, the failures too, and told when it rises', async () => {
+    const told: number[] = [];
+    const says = (status: number, level: string | string[]) => reply(status, '', { 'x-broadcast-level': level });
+    server.next(
+      reply(200),
+      ...['', '-1', '4', '1.5', '2x', 'two'].map((nonsense) => says(200, nonsense)),
+      says(500, '0'),
+      says(200, '2'),
+      says(200, '1'),
+      says(200, '2'),
+      says(404, '3'),
+    );
+    const client = connect({ onLevel: (level) => told.push(level) });
+    for (let i = 0; i < 12; i++) await client.call(aJob(), never()).catch(() => {});
+    expect(server.requests).toHaveLength(12);
+    expect(told).toEqual([0, 2, 3]);
+  });
+
+  test('that an answer said lets dry runs through, whatever the settings say', async () => {
+    const client = connect({ level: () => 1 });
+    server.next(reply(200, '', { 'x-broadcast-level': '2' }));
+    expect(await failureOf(client.call(dryRun(), never()))).toMatchObject({ code: 'dry_run_unsupported' });
+    await client.call(aJob(), never());
+    expect(await client.call(dryRun(), never())).toMatchObject({ kind: 'done' });
+  });
+
+  test('is asked anew for each call', async () => {
+    let level: number | null = null;
+    const client = connect({ level: () => level });
+    expect(await failureOf(client.call(dryRun(), never()))).toMatchObject({ code: 'dry_run_unsupported' });
+    level = 2;
+    expect(await client.call(dryRun(), never())).toMatchObject({ kind: 'done' });
   });
 });
 

@@ -10,8 +10,9 @@ import type { Outcome } from '../../src/job.js';
 const NOW = Date.UTC(2026, 10, 23, 12, 0, 0);
 const ABOUT: Circumstances = {
   where: 'POST /jobs/send_broadcast',
-  origin: 'http://service.test',
+  url: 'http://service.test/jobs/send_broadcast',
   epoch: 3,
+  dryRun: false,
   nowMs: NOW,
   othersSucceed: false,
   hidden: ['sesame'],
@@ -118,9 +119,13 @@ describe('a sliced service', () => {
     expect(read({ json: { status: 'completed', ...body } })).toMatchObject({ kind: 'done', flags: ['unverified'] });
   });
 
-  test('a dry run has nothing to account for', () => {
-    const json = { status: 'completed', dry_run: true, audience: 900 };
-    expect(read({ json })).toMatchObject({ kind: 'done', flags: [] });
+  test.each([
+    ['says so', { dry_run: true, audience: 900 }, false],
+    ['says so and counts nobody as processed', { dry_run: true, total: 900, processed: 0 }, false],
+    ['does not say so', { audience: 900 }, true],
+  ])('a dry run whose answer %s has nothing to account for', (_name, members, dryRun) => {
+    const json = { status: 'completed', ...members };
+    expect(read({ json }, { dryRun })).toEqual({ kind: 'done', result: JSON.stringify(json), progress: undefined });
   });
 
   test.each([
@@ -129,10 +134,14 @@ describe('a sliced service', () => {
     ['parts that exceed it', { processed: 10, skipped: 11 }, 'is 11'],
     ['a short sum where processed is left out', { total: 10, sent: 5, failed: 1 }, 'only 6 of 10'],
   ])('"completed" with %s is incomplete', (_name, counters, text) => {
-    const error = failure({ json: { status: 'completed', progress: counters } });
-    expect(error).toBeInstanceOf(PermanentError);
-    expect(error).toMatchObject({ code: 'incomplete', httpStatus: 200 });
-    expect(error.message).toContain(text);
+    const json = { status: 'completed', progress: counters };
+    expect(read({ status: 201, json })).toEqual({
+      kind: 'incomplete',
+      reason: expect.stringMatching(`^POST /jobs/send_broadcast: the service says completed, but .*${text}`),
+      result: JSON.stringify(json),
+      progress: expect.objectContaining(counters),
+      httpStatus: 201,
+    });
   });
 
   test.each([
@@ -221,22 +230,78 @@ describe('a service that has taken the work over is never called again', () => {
     ['a bare 202', { status: 202 }, untracked(null)],
     ['202 with a text', { status: 202, body: 'queued' }, untracked('"queued"')],
     ['202 with JSON', { status: 202, json: { id: 5 } }, untracked('{"id":5}')],
-    ['202 with Location', { status: 202, headers: { location: '/ops/1' } }, untracked('{"location":"/ops/1"}')],
-    [
-      '202 with Location and JSON',
-      { status: 202, json: { status: 'running' }, headers: { location: 'http://service.test/ops/1?a=b' } },
-      untracked('{"location":"/ops/1?a=b","answer":{"status":"running"}}'),
-    ],
-    [
-      '202 with a Location at another origin, which is not kept',
-      { status: 202, headers: { location: 'http://elsewhere.test/ops/1' } },
-      untracked(null),
-    ],
-    ['202 with a Location that is none', { status: 202, headers: { location: 'http://[' } }, untracked(null)],
+    ['202 "running"', { status: 202, json: { status: 'running' } }, untracked('{"status":"running"}')],
     ['200 "running"', { json: { status: 'running' } }, untracked('{"status":"running"}')],
   ];
   test.each(rows)('%s', (_name, answer, outcome) => {
     expect(read(answer)).toEqual(outcome);
+  });
+
+  test.each([
+    ['at another origin', 'http://elsewhere.test/ops/1'],
+    ['at another port', 'http://service.test:8080/ops/1'],
+    ['under another scheme', 'https://service.test/ops/1'],
+    ['at another host by its path', '//elsewhere.test/ops/1'],
+    ['that is no HTTP at all', 'javascript:alert(1)'],
+    ['that is none', 'http://['],
+    ['that is empty', ''],
+    ['beyond 2 KiB', `/ops/${'x'.repeat(2048 - 4)}`],
+    ['beyond 2 KiB once it is encoded', `/ops/${'é'.repeat(400)}`],
+  ])('a Location %s is not kept', (_name, location) => {
+    expect(read({ status: 202, body: 'queued', headers: { location } })).toEqual(untracked('"queued"'));
+  });
+});
+
+describe('a service that names where the work goes on', () => {
+  const headers = { location: '/ops/1' };
+  const operation = { kind: 'operation', location: '/ops/1', progress: undefined, delayMs: 5000 };
+
+  test.each<[string, Answer]>([
+    ['202 without a body', { status: 202 }],
+    ['202 with a text', { status: 202, body: 'queued' }],
+    ['202 with an array', { status: 202, body: '[]' }],
+    ['202 with JSON', { status: 202, json: { id: 5 } }],
+    ['202 with a status of its own', { status: 202, json: { status: 'queued' } }],
+    ['202 "running"', { status: 202, json: { status: 'running' } }],
+    ['200 "running"', { json: { status: 'running' } }],
+  ])('%s is asked there after five seconds', (_name, answer) => {
+    expect(read({ ...answer, headers })).toEqual(operation);
+  });
+
+  test.each([
+    ['an address', 'http://service.test/ops/1?a=b', '/ops/1?a=b'],
+    ['an address with credentials and a fragment', 'http://me:you@service.test/ops/1#now', '/ops/1'],
+    ['a path', '/ops/1?a=b', '/ops/1?a=b'],
+    ['a path relative to the call', '../ops/1', '/ops/1'],
+    ['a bare name', 'op-1', '/jobs/op-1'],
+    ['a path of exactly 2 KiB', `/ops/${'x'.repeat(2048 - 5)}`, `/ops/${'x'.repeat(2048 - 5)}`],
+    ['a path with other letters', '/ops/é', '/ops/%C3%A9'],
+  ])('the Location may be %s', (_name, location, path) => {
+    expect(read({ status: 202, headers: { location } })).toEqual({ ...operation, location: path });
+  });
+
+  test('its Retry-After and its progress count', () => {
+    const progress = { total: 10, processed: 0 };
+    const answer = { status: 202, json: { progress }, headers: { ...headers, 'retry-after': '30' } };
+    expect(read(answer)).toEqual({ ...operation, progress, delayMs: 30_000 });
+  });
+
+  test('it is asked at most once a second', () => {
+    expect(read({ status: 202, headers: { ...headers, 'retry-after': '0' } })).toEqual({ ...operation, delayMs: 1000 });
+  });
+
+  test.each([
+    ['completed', 'done'],
+    ['done', 'done'],
+    ['continue', 'continue'],
+    ['hold', 'hold'],
+    ['cancelled', 'cancel'],
+  ])('its body wins when it says "%s"', (status, kind) => {
+    expect(read({ status: 202, json: { status, cursor: 'c1' }, headers })).toMatchObject({ kind });
+  });
+
+  test('a Location with another status than 202 means nothing', () => {
+    expect(read({ status: 201, json: { id: 5 }, headers })).toEqual({ kind: 'done', result: '{"id":5}' });
   });
 });
 
@@ -252,6 +317,12 @@ describe('a 2xx that says it failed', () => {
     const error = transient({ json, headers: { 'retry-after': '3' } });
     expect(error).toMatchObject({ code: 'service_failed', cost: 'attempt', ambiguous: false, retryAfterMs: 3000 });
     expect(error.message).toBe(`POST /jobs/send_broadcast: the service says it failed: ${text}`);
+  });
+
+  test.each([{ ok: false }, { status: 'failed' }])('%j is permanent where it says so', (json) => {
+    const error = failure({ json: { ...json, message: 'no such bot', retriable: false } });
+    expect(error).toBeInstanceOf(PermanentError);
+    expect(error).toMatchObject({ code: 'service_failed', httpStatus: 200 });
   });
 
   test('"cancelled" cancels the job', () => {
@@ -311,12 +382,6 @@ describe('what is kept as the result', () => {
     const body = JSON.stringify({ log: 'x'.repeat(16_384 - 10) });
     expect(Buffer.byteLength(body)).toBe(16_384);
     expect(read({ body })).toMatchObject({ result: body });
-  });
-
-  test('is the location alone when the answer would make it exceed 16 KiB', () => {
-    const headers = { location: `/ops/${'x'.repeat(500)}` };
-    const json = { log: 'x'.repeat(16_000) };
-    expect(resultOf(read({ status: 202, json, headers }))).toEqual(headers);
   });
 
   test('does not reach the prototype of anything', () => {

@@ -1,0 +1,241 @@
+/**
+ * The claim: the one statement that decides who does what next. It costs the same whether a thousand jobs wait or ten
+ * million, and whatever they wait for: everything is read by the claim's index, in its order, and only as far as slots
+ * are free.
+ */
+import { identifier } from './pool.js';
+
+/**
+ * $1 queues, $2 their free slots, $3 free slots of each other queue, $4 lease, $5 worker, $6 lease ms, $7 max bytes.
+ *
+ * One row per job, in the order of the line, or one without a job; each says in how many milliseconds to look again.
+ * Rows to be written are named twice, by a join and by an array: without the array a plan made while the table was empty,
+ * and kept, would read the table from end to end in the join.
+ */
+export function claimStatement(schema: string): string {
+  const at = (name: string) => `${identifier(schema)}.${name}`;
+  const jobs = at('broadcast_queue_jobs');
+  const leases = at('broadcast_queue_leases');
+  const limits = at('broadcast_queue_limits');
+  const services = at('broadcast_queue_services');
+
+  return `
+    with recursive
+    ${lanes(jobs)},
+    ${service(services, at('broadcast_queue_gates'))},
+    ${wanted(at('broadcast_queue_pauses'), limits)},
+    bots as materialized (
+      select wanted.queue_name, lane.priority, b.place, b.id, b.bot_id, b.opens_at
+      from wanted cross join unnest(wanted.priorities, wanted.bots) lane (priority, bots)
+      cross join ${at('broadcast_queue_bots_due')}(wanted.queue_name, lane.priority, wanted.free) b
+      where wanted.free > 0 and lane.bots
+    ),
+    ${rooms(jobs, leases, limits)},
+    ${due(jobs)},
+    probe as (
+      update ${services} s
+      set probes = s.probes + 1, open_until = clock_timestamp() + interval '1 second'
+        * case when first.outage_calls >= ${PROBES_AT_A_BRISK_PACE} then ${SLOW_PROBE_PAUSE_S}
+          else least(power(2, s.probes + 1), ${PROBE_PAUSE_MAX_S}) end
+      from (select outage_calls from due where place = 1) first
+      where (select half_open from service) and s.name = 'default' and s.opened_at is not null
+        and s.open_until <= now()
+      returning s.open_until
+    ), chosen as materialized (
+      -- While the breaker tries whether the service is back, one daemon makes one call.
+      select * from due where not (select half_open from service) or place = 1 and exists (select from probe)
+    ), claimed as (
+      update ${jobs} j
+      set status = 'processing', lease_id = $4::uuid, epoch = j.epoch + 1,
+          -- a pending row with its attempts spent was set back by hand: it starts over
+          attempts = case when j.status = 'pending' and j.attempts >= j.max_attempts then 1 else j.attempts + 1 end,
+          started_at = coalesce(j.started_at, now()), completed_at = null, pause_requested_at = null,
+          hold_reason = null, updated_at = now()
+      from chosen where j.id = chosen.id and j.id = any(array(select id from chosen))
+      returning j.*, chosen.place,
+                (extract(epoch from now()) - extract(epoch from chosen.due_at))::float8 * 1000 as waited_ms
+    ), leased as (
+      insert into ${leases} (lease_id, worker_id, job_ids, created_at, expires_at)
+      select $4::uuid, $5::text, array_agg(id order by place), now(),
+             clock_timestamp() + $6::float8 * interval '1 millisecond'
+      from claimed having count(*) > 0
+    ), counted as (
+      update ${limits} l set claims = l.claims + 1
+      where l.key = any(array(
+        select room.key from room join claimed on room.queue_name = claimed.queue_name or room.bot_id = claimed.bot_id))
+    )
+    select ${nextLook(jobs)} as next_due_ms,
+      c.id, c.job_id, c.queue_name, c.job_type, c.bot_id,
+      left(coalesce(c.job_data ->> 'broadcast_id', c.job_data ->> 'broadcastId'), 100) as broadcast_id,
+      left(coalesce(c.job_data ->> 'segment_id', c.job_data ->> 'segmentId'), 100) as segment_id,
+      c.attempts, c.max_attempts, c.epoch, c.step_seq, c.step_cursor, c.step_scope, c.operation_url,
+      c.previous_failure, c.dry_run, c.traceparent, c.created_at, c.scheduled_at, c.expires_at,
+      octet_length(data.json) as payload_bytes,
+      case when octet_length(data.json) <= $7::integer then data.json end as job_data,
+      c.started_at = now() as first,
+      coalesce(c.expires_at <= now() and c.started_at = now(), false) as expired,
+      ${at('broadcast_window_wait')}(c.send_window, c.queue_name, c.scheduled_at, c.started_at = now()) as window_wait_ms,
+      exists (select from ${limits} l where l.key in ('queue:' || c.queue_name, 'bot:' || c.bot_id)
+                                        and l.per_second is not null) as limited,
+      (select troubled from service) as troubled,
+      coalesce((jsonb_path_query_first(c.progress, '$.processed ? (@ >= 1 && @ < 1e15)') #>> '{}')::float8, 0)
+        as processed,
+      c.stalled_calls, coalesce(extract(epoch from now() - c.stalled_since)::float8 * 1000, 0) as stalled_ms,
+      c.waited_ms, extract(epoch from clock_timestamp())::float8 * 1000 as now_ms
+    from (select) always
+    left join (claimed c cross join lateral (select c.job_data::text offset 0) data (json)) on true
+    order by c.place`;
+}
+
+/** Pauses between the breaker's probes double up to this; a job that has probed so often waits longer. */
+const PROBE_PAUSE_MAX_S = 8;
+const PROBES_AT_A_BRISK_PACE = 10;
+const SLOW_PROBE_PAUSE_S = 60;
+
+/** Cleaning up calls nobody, so it does not wait for the service. */
+const CALLS_NOBODY = `'cleanup'`;
+
+/**
+ * `line`: every queue and priority that holds jobs, by a loose scan of the claim's index, one probe each, so that rows
+ * of a priority that are far in the future do not stand in the way of a lower one that is due. Jobs that name a bot stand
+ * apart from the others.
+ */
+const lanes = (jobs: string) => `
+  line (queue_name, priority, names_bot) as (
+    (select queue_name, priority, names_bot from ${jobs} where due_at is not null
+     order by queue_name, priority desc, names_bot limit 1)
+    union all
+    select next.queue_name, next.priority, next.names_bot from line cross join lateral (
+      (select j.queue_name, j.priority, j.names_bot from ${jobs} j
+       where not line.names_bot and j.due_at is not null and j.queue_name = line.queue_name
+         and j.priority = line.priority and j.names_bot
+       limit 1)
+      union all
+      (select j.queue_name, j.priority, j.names_bot from ${jobs} j
+       where j.due_at is not null and j.queue_name = line.queue_name and j.priority < line.priority
+       order by j.priority desc, j.names_bot limit 1)
+      union all
+      (select j.queue_name, j.priority, j.names_bot from ${jobs} j
+       where j.due_at is not null and j.queue_name > line.queue_name
+       order by j.queue_name, j.priority desc, j.names_bot limit 1)
+      limit 1) next
+  ), lane as materialized (
+    select queue_name, priority, bool_or(not names_bot) as others, bool_or(names_bot) as bots
+    from line group by queue_name, priority
+  )`;
+
+/** Whether the service may be called: when its gate and its breaker open; a probe alone; a success would be news. */
+const service = (services: string, gates: string) => `
+  service as materialized (
+    select nullif(greatest(now(), s.open_until, (select g.closed_until from ${gates} g where g.key = 'service')), now())
+             as opens_at,
+           s.opened_at is not null and s.open_until <= now() as half_open,
+           s.opened_at is not null or s.streak > 0 as troubled
+    from ${services} s where s.name = 'default'
+  )`;
+
+/** Each queue that holds jobs: its priorities, highest first, and how many jobs of it this claim may take. */
+const wanted = (pauses: string, limits: string) => `
+  queue as materialized (
+    select queue_name, array_agg(priority order by priority desc) as priorities,
+           array_agg(others order by priority desc) as others, array_agg(bots order by priority desc) as bots
+    from lane group by queue_name
+  ), wanted as materialized (
+    select queue.*, shut.opens_at,
+           case when shut.opens_at is not null
+                  or exists (select from ${pauses} p where p.queue_name in (queue.queue_name, '*')) then 0
+                else least(coalesce(slots.free, $3::integer), case when service.half_open then 1 end) end as free
+    from queue left join unnest($1::text[], $2::integer[]) slots (queue_name, free) using (queue_name)
+    cross join service
+    cross join lateral (
+      select greatest(case when queue.queue_name <> ${CALLS_NOBODY} then service.opens_at end,
+        (select l.next_free_at - interval '100 milliseconds' from ${limits} l
+         where l.key = 'queue:' || queue.queue_name and l.per_second is not null
+           and l.next_free_at > now() + interval '100 milliseconds')) as opens_at) shut
+  )`;
+
+/**
+ * How many more jobs at once the limits allow the queues and bots in question. Their rows are locked, and a row that
+ * another claim holds, or has counted under since this statement began, leaves no room just now.
+ */
+const rooms = (jobs: string, leases: string, limits: string) => `
+  seen as materialized (
+    select l.key, l.claims from ${limits} l
+    where l.max_concurrent is not null and l.key = any(array(
+      select 'queue:' || queue_name from wanted where free > 0
+      union all select distinct 'bot:' || bot_id from bots where id is not null))
+  ), capped as materialized (
+    select l.key, l.claims, l.max_concurrent from ${limits} l
+    where l.max_concurrent is not null and l.key = any(array(select key from seen))
+    for no key update skip locked
+  ), running as materialized (
+    select 'queue:' || j.queue_name as queue_key, 'bot:' || j.bot_id as bot_key, count(*)::integer as jobs
+    from ${leases} l cross join unnest(l.job_ids) held (id) join ${jobs} j on j.id = held.id
+    where exists (select from seen) and j.lease_id = l.lease_id and j.status = 'processing'
+      and j.id = any(array(select unnest(job_ids) from ${leases} where exists (select from seen)))
+    group by j.queue_name, j.bot_id
+  ), room as materialized (
+    select seen.key, capped.claims is distinct from seen.claims as is_contended,
+           case when starts_with(seen.key, 'queue:') then substr(seen.key, 7) end as queue_name,
+           case when starts_with(seen.key, 'bot:') then substr(seen.key, 5) end as bot_id,
+           case when capped.claims = seen.claims then greatest(capped.max_concurrent - coalesce(
+             (select sum(jobs)::integer from running where seen.key in (queue_key, bot_key)), 0), 0) else 0 end as jobs
+    from seen left join capped using (key)
+  )`;
+
+/**
+ * The jobs themselves, locked. Each lane is read in the index's own order; the subqueries are nested so that nothing
+ * sorts or materializes between the index and the limit where no job names a bot.
+ */
+const due = (jobs: string) => `
+  allowed as materialized (
+    select wanted.*, least(wanted.free, (select room.jobs from room where room.queue_name = wanted.queue_name)) as slots
+    from wanted
+  ), due as materialized (
+    select due.id, due.due_at, due.outage_calls, row_number() over () as place
+    from allowed cross join lateral (
+      select j.id, j.due_at, j.outage_calls
+      from unnest(allowed.priorities, allowed.others, allowed.bots) lane (priority, others, bots)
+      cross join lateral (
+        select j.id, j.due_at, j.outage_calls from (
+          select * from (
+           select j.id, j.due_at, j.outage_calls from ${jobs} j
+           where lane.others and j.queue_name = allowed.queue_name and j.priority = lane.priority and not j.names_bot
+             and j.due_at <= now()
+           order by j.due_at, j.id limit allowed.slots
+           for no key update skip locked) others
+          union all
+          select * from (
+           select j.id, j.due_at, j.outage_calls
+           from (select b.id, b.place, row_number() over (partition by b.bot_id order by b.place) as of_bot,
+                        (select room.jobs from room where room.bot_id = b.bot_id) as room
+                 from bots b
+                 where lane.bots and b.queue_name = allowed.queue_name and b.priority = lane.priority
+                   and b.id is not null) b
+           join ${jobs} j on j.id = b.id
+           where (b.room is null or b.of_bot <= b.room) and j.due_at <= now()
+             and j.queue_name = allowed.queue_name and j.priority = lane.priority
+           order by b.place limit allowed.slots
+           for no key update of j skip locked) of_bots) j
+        order by j.due_at, j.id limit allowed.slots) j
+      limit allowed.slots) due
+    where allowed.slots > 0
+  )`;
+
+/** When the next job comes due, or something opens that jobs wait for. */
+const nextLook = (jobs: string) => `
+  (select (extract(epoch from min(soon.at)) - extract(epoch from now()))::float8 * 1000
+   from (
+     select soon.due_at from wanted cross join unnest(wanted.priorities) lane (priority)
+     cross join unnest(array[false, true]) names (bot) cross join lateral (
+       select j.due_at from ${jobs} j
+       where j.queue_name = wanted.queue_name and j.priority = lane.priority and j.names_bot = names.bot
+         and j.due_at > now()
+       order by j.due_at limit 1) soon
+     where wanted.free > 0
+     union all select opens_at from wanted
+     union all select opens_at from bots where id is null
+     union all select open_until from probe
+     union all select now() + interval '20 milliseconds' from room where is_contended
+     union all select now() + interval '1 second' from service where half_open and not exists (select from probe)
+   ) soon (at))`;
