@@ -168,6 +168,10 @@ begin
     insert into broadcast_queue_windows as w (queue_name, send_window) values (queue, broadcast_set_window.send_window)
       on conflict (queue_name) do update set send_window = excluded.send_window;
   end if;
+  -- Whoever waits for the window as it was finds out at once how it is now.
+  update broadcast_queue_jobs j set next_retry_at = clock_timestamp()
+    where j.queue_name = queue and j.due_at > clock_timestamp() and j.status in ('retry', 'processing')
+      and j.hold_reason = 'waiting for its send window';
   perform pg_notify('broadcast_queue', '');
 end $$;
 

@@ -46,6 +46,7 @@ export interface Config {
     readonly pollIntervalMs: number;
     readonly ambiguousPolicy: Values['AMBIGUOUS_POLICY'];
     readonly startPaused: boolean;
+    readonly stuckAfterMs: number;
   };
   readonly schedules: {
     readonly tz: string;
@@ -117,6 +118,7 @@ function arrange(values: Values): Config {
       pollIntervalMs: values.POLL_INTERVAL_MS,
       ambiguousPolicy: values.AMBIGUOUS_POLICY,
       startPaused: values.START_PAUSED,
+      stuckAfterMs: values.STUCK_AFTER_MS,
     },
     schedules: {
       tz: values.SCHEDULE_TZ,

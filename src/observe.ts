@@ -47,6 +47,27 @@ export function observe(events: Events, logger: Logger): void {
       seldom('warn', 'reaped', line, 'job taken from a worker that stopped renewing its lease');
     }
   });
+  events.on('gateClosed', (key, ms, reason) => {
+    const line = { gate: key, closed_for_ms: Math.round(ms), reason };
+    seldom('warn', `gate ${key}`, line, 'gate closed: nobody calls until it opens');
+  });
+  events.on('breakerOpened', (reason) => {
+    logger.error({ reason }, 'breaker opened: the service fails; single probes go out until one succeeds');
+  });
+  events.on('breakerClosed', () => logger.info('breaker closed: the service answers again'));
+  events.on('stuck', (claim, ms) => {
+    logger.warn({ ...named(claim), stuck_ms: Math.round(ms) }, 'broadcast is stuck: it runs and makes no progress');
+  });
+  events.on('operationEnded', ({ jobId, operation }) => {
+    logger.info({ job_id: jobId, operation }, 'operation of a cancelled job ended');
+  });
+  events.on('operationNotEnded', ({ jobId, operation, tries }, error) => {
+    const line = { job_id: jobId, operation, tries, error: error.message };
+    logger.warn(
+      line,
+      tries < 10 ? 'operation not ended yet; trying again' : 'operation not ended, and not tried again',
+    );
+  });
   events.on('scheduled', ({ name, type }) => logger.info({ schedule: name, job_type: type }, 'scheduled job added'));
   events.on('databaseDown', (doing, error) => {
     seldom('error', 'database', { doing, error: error.message }, 'the database does not answer; trying on');

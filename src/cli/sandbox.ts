@@ -11,6 +11,8 @@ export interface SandboxCommandOptions {
   recipients?: number | undefined;
   /** Of the service protocol; default 2. */
   level?: SandboxOptions['level'];
+  /** Rules of the contract to break, each a word of flaws.ts; default none. */
+  flaws?: SandboxOptions['flaws'];
   /** Messages a second of each call; default as fast as possible. */
   perSecond?: number | null | undefined;
   /** Ends the command when it fires. */

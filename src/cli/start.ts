@@ -4,7 +4,7 @@ import type { Logger } from 'pino';
 import { buildAdmin, type DaemonState } from '../admin/server.js';
 import { createBroadcastClient } from '../broadcast/client.js';
 import type { Config } from '../config.js';
-import { flowStore, learnServiceLevel, serviceLevel } from '../db/flow.js';
+import { flowStore, initialLimits, learnServiceLevel, serviceLevel } from '../db/flow.js';
 import { jobStore } from '../db/jobs.js';
 import { type Listener, listen, Unheard } from '../db/listener.js';
 import { migrate, pendingMigrations, SchemaError } from '../db/migrate.js';
@@ -109,6 +109,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
       slots,
       leaseMs: jobs.leaseMs,
       pollIntervalMs: jobs.pollIntervalMs,
+      stuckAfterMs: jobs.stuckAfterMs,
       random,
       policy: {
         retryBaseDelayMs: jobs.retryBaseDelayMs,
@@ -122,6 +123,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
     events,
     { leaseMs: jobs.leaseMs, schedules: schedulesOf(config), timezone: schedules.tz, random },
     queue,
+    client,
   );
   const listener = listen({
     url: config.database.listenUrl ?? config.database.url,
@@ -132,7 +134,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
     answerWithinMs: 5000,
     random,
   });
-  wakeOnNotifications(listener, queue, flow, logger, config);
+  heedNotifications(listener, { queue, flow, maintenance }, logger, config);
 
   let running = false;
   let draining = false;
@@ -184,6 +186,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
         'twice. If it does remember, say so with BROADCAST_SERVICE_LEVEL=1; if not, see AMBIGUOUS_POLICY',
     );
   }
+  await initialLimits(database, config.rateLimits);
   const paused = await pausedQueues(database);
   if (paused.length > 0) logger.warn({ queues: paused }, 'paused, until somebody resumes them (* is every queue)');
   queue.start();
@@ -249,12 +252,21 @@ function schedulesOf({ schedules }: Config): Schedule[] {
   return all.flatMap(({ cron, ...rest }) => (cron === null ? [] : [{ ...rest, cron, data: '{}' }]));
 }
 
-function wakeOnNotifications(listener: Listener, queue: QueueWorker, flow: Flow, logger: Logger, config: Config): void {
+function heedNotifications(
+  listener: Listener,
+  { queue, flow, maintenance }: { queue: QueueWorker; flow: Flow; maintenance: Maintenance },
+  logger: Logger,
+  config: Config,
+): void {
   let told: string | null = null;
   listener.events.on('notified', (channel) => {
-    if (channel === RECALL_CHANNEL) return queue.recheck();
-    queue.wake();
-    flow.wake();
+    if (channel === RECALL_CHANNEL) {
+      queue.recheck();
+      maintenance.recheck();
+    } else {
+      queue.wake();
+      flow.wake();
+    }
   });
   listener.events.on('listening', () => {
     told = null;

@@ -195,7 +195,7 @@ export const concurrency = format(
   },
 );
 
-const PerSecond = Type.Number({ exclusiveMinimum: 0, maximum: 1_000_000 });
+const PerSecond = Type.Number({ minimum: 0.001, maximum: 1_000_000 });
 
 /** Messages a second by limit key. */
 export const rateLimits = format(
@@ -204,7 +204,7 @@ export const rateLimits = format(
   (text) => {
     const pairs = numbersByName(text, new RegExp(`^(queue:${queueName}|bot:[^\\s=]{1,100})$`), 'key', (number) => {
       const perSecond = /^\d+(\.\d+)?$/.test(number) ? Number(number) : Number.NaN;
-      return Value.Check(PerSecond, perSecond) ? { value: perSecond } : fault('does not give a number above 0');
+      return Value.Check(PerSecond, perSecond) ? { value: perSecond } : fault('does not give a number from 0.001 to 1000000');
     });
     return 'faults' in pairs ? pairs : { value: dictionary(pairs.value) };
   },

@@ -205,9 +205,16 @@ export const settings = [
     name: 'RATE_LIMITS',
     group: 'Jobs',
     format: rateLimits,
-    planned: true,
     example: 'queue:broadcasts=30,bot:shop=25',
-    meaning: 'The initial limits, in messages a second over all replicas.',
+    meaning:
+      'The initial limits, in messages a second over all replicas; a limit that the database has already stays as it is.',
+  },
+  {
+    name: 'STUCK_AFTER_MS',
+    group: 'Jobs',
+    format: integer('milliseconds', 1000, 7 * day),
+    default: '600000',
+    meaning: 'After how long without progress a processing broadcast is called stuck, in the log.',
   },
   {
     name: 'START_PAUSED',

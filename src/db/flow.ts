@@ -72,3 +72,15 @@ export async function learnServiceLevel(database: Database, level: number): Prom
   const services = `${identifier(database.schema)}.broadcast_queue_services`;
   await database.query(`update ${services} set level = greatest(level, $1) where name = 'default'`, [level]);
 }
+
+/** @param limits messages a second by key; what the database has already stays as it is */
+export async function initialLimits(database: Database, limits: Readonly<Record<string, number>>): Promise<void> {
+  const entries = Object.entries(limits);
+  if (entries.length === 0) return;
+  await database.query(
+    `insert into ${identifier(database.schema)}.broadcast_queue_limits (key, per_second, updated_by)
+     select key, per_second, 'RATE_LIMITS' from unnest($1::text[], $2::float8[]) as given (key, per_second)
+     on conflict do nothing`,
+    [entries.map(([key]) => key), entries.map(([, perSecond]) => perSecond)],
+  );
+}

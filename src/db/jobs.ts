@@ -86,6 +86,23 @@ export function jobStore(database: Database, worker: Worker, settings: StoreSett
       return rows.length > 0;
     },
 
+    async abandon(jobRowId, operation) {
+      await database.query(sql.abandon, [jobRowId, operation]);
+    },
+
+    async abandoned() {
+      const rows = await database.query<{ id: string; job_id: string; operation_url: string; tries: number }>(
+        sql.abandoned,
+        [],
+        'abandoned',
+      );
+      return rows.map((row) => ({ id: row.id, jobId: row.job_id, operation: row.operation_url, tries: row.tries }));
+    },
+
+    async ended(abandonedId) {
+      await database.query(sql.ended, [abandonedId]);
+    },
+
     async leave() {
       await database.query(sql.leave, [worker.id]);
     },

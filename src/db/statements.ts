@@ -11,6 +11,7 @@ export function statements(schema: string) {
   const attempts = `${identifier(schema)}.broadcast_queue_attempts`;
   const workers = `${identifier(schema)}.broadcast_queue_workers`;
   const schedules = `${identifier(schema)}.broadcast_queue_schedules`;
+  const abandoned = `${identifier(schema)}.broadcast_queue_abandoned`;
   const usualQueue = `${identifier(schema)}.broadcast_usual_queue`;
 
   return {
@@ -175,6 +176,29 @@ export function statements(schema: string) {
       select ${usualQueue}($3), $3, $4::jsonb, 'schedule:' || name from mine
       on conflict (queue_name, live_key) where live_key is not null do nothing
       returning id`,
+
+    // $1 the job's row, $2 the operation.
+    abandon: `
+      with added as (
+        insert into ${abandoned} (job, operation_url)
+        select job_id, $2::text from ${jobs} where id = $1::bigint and status = 'cancelled'
+        returning id
+      )
+      select pg_notify('broadcast_queue_recall', '') from added`,
+
+    // At most ten tries, over about half a day.
+    abandoned: `
+      with due as materialized (
+        select id from ${abandoned} where due_at <= clock_timestamp() order by id limit 20 for update skip locked
+      ), given_up as (
+        delete from ${abandoned} a using due where a.id = due.id and a.tries >= 10
+      )
+      update ${abandoned} a
+      set tries = a.tries + 1, due_at = clock_timestamp() + least(power(2, a.tries) * 30, 7200) * interval '1 second'
+      from due where a.id = due.id and a.tries < 10
+      returning a.id, a.job as job_id, a.operation_url, a.tries`,
+
+    ended: `delete from ${abandoned} where id = $1`,
 
     leave: `delete from ${workers} where worker_id = $1`,
 

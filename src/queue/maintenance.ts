@@ -1,11 +1,11 @@
 /**
- * What keeps the queue well beside the worker: the reaper, which takes jobs from workers that stopped renewing, and the
- * schedules. Any replica does either; the database lets one through.
+ * What keeps the queue well beside the worker: the reaper, which takes jobs from workers that stopped renewing; the
+ * schedules; and the ending of operations whose job was cancelled. Any replica does each; the database lets one through.
  */
 import cron, { type ScheduledTask } from 'node-cron';
 import { DatabaseUnavailable } from '../errors.js';
 import { Alarm, outagePauseMs } from './alarm.js';
-import type { Events, Store } from './ports.js';
+import type { Abandoned, Events, Store } from './ports.js';
 import type { QueueWorker } from './worker.js';
 
 /** A job that is enqueued at each tick of a cron expression. `data` is JSON text. */
@@ -23,10 +23,18 @@ export interface MaintenanceSettings {
   readonly random: () => number;
 }
 
+/** The service, as far as it is told to end what it runs by itself. */
+export interface OperationEnder {
+  /** @throws TransientError, or Interrupted when `signal` was aborted */
+  abandon(operation: string, jobId: string, signal: AbortSignal): Promise<void>;
+}
+
 export class Maintenance {
   readonly #reapAlarm = new Alarm();
+  readonly #endAlarm = new Alarm();
+  readonly #stop = new AbortController();
   readonly #tasks: ScheduledTask[] = [];
-  #reaping: Promise<void> = Promise.resolve();
+  #loops: Promise<unknown> = Promise.resolve();
   #stopping = false;
 
   constructor(
@@ -34,10 +42,11 @@ export class Maintenance {
     private readonly events: Events,
     private readonly settings: MaintenanceSettings,
     private readonly worker: Pick<QueueWorker, 'wake' | 'answeredForMs'>,
+    private readonly service: OperationEnder,
   ) {}
 
   start(): void {
-    this.#reaping = this.#keepReaping();
+    this.#loops = Promise.all([this.#keepReaping(), this.#keepEnding()]);
     for (const schedule of this.settings.schedules) {
       const tick = (at: Date) => this.#tick(schedule, at);
       this.#tasks.push(cron.schedule(schedule.cron, ({ date }) => tick(date), { timezone: this.settings.timezone }));
@@ -46,9 +55,16 @@ export class Maintenance {
 
   async stop(): Promise<void> {
     this.#stopping = true;
+    this.#stop.abort('shutdown');
     this.#reapAlarm.ring();
+    this.#endAlarm.ring();
     await Promise.all(this.#tasks.map((task) => task.destroy()));
-    await this.#reaping;
+    await this.#loops;
+  }
+
+  /** Jobs were cancelled: some of them may run at the service. */
+  recheck(): void {
+    this.#endAlarm.ring();
   }
 
   /**
@@ -84,6 +100,30 @@ export class Maintenance {
     }
   }
 
+  async #keepEnding(): Promise<void> {
+    while (!this.#stopping) {
+      try {
+        const abandoned = await this.store.abandoned();
+        await Promise.all(abandoned.map((each) => this.#end(each)));
+      } catch (error) {
+        this.#failed('ending operations', error);
+      }
+      await this.#endAlarm.sleep(END_EVERY_MS * (0.9 + 0.2 * this.settings.random()));
+    }
+  }
+
+  async #end(abandoned: Abandoned): Promise<void> {
+    try {
+      await this.service.abandon(abandoned.operation, abandoned.jobId, this.#stop.signal);
+    } catch (error) {
+      if (this.#stopping) return;
+      this.events.emit('operationNotEnded', abandoned, error instanceof Error ? error : new Error(String(error)));
+      return;
+    }
+    await this.store.ended(abandoned.id);
+    this.events.emit('operationEnded', abandoned);
+  }
+
   async #tick(schedule: Schedule, at: Date): Promise<void> {
     try {
       const nominal = new Date(Math.floor(at.getTime() / 1000) * 1000);
@@ -102,6 +142,9 @@ export class Maintenance {
     else this.events.emit('fault', doing, error instanceof Error ? error : new Error(String(error)));
   }
 }
+
+/** A cancel rings; this is for what it could not end at once. */
+const END_EVERY_MS = 30_000;
 
 /** Other daemons may run with shorter leases than ours. */
 const REAP_AT_LEAST_EVERY_MS = 10_000;

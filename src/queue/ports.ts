@@ -114,6 +114,19 @@ export interface Store {
   tick(schedule: { name: string; type: string; data: string }, tick: Date): Promise<boolean>;
   /** Strikes this worker off the list. */
   leave(): Promise<void>;
+  /** An operation that began after its job was cancelled is to be ended; nothing happens if it was not cancelled. */
+  abandon(jobRowId: string, operation: string): Promise<void>;
+  /** Operations that are to be ended now; each comes again later, with longer pauses, until it is `ended`. */
+  abandoned(): Promise<Abandoned[]>;
+  ended(abandonedId: string): Promise<void>;
+}
+
+/** An operation at the service whose job was cancelled. */
+export interface Abandoned {
+  readonly id: string;
+  readonly jobId: string;
+  readonly operation: string;
+  readonly tries: number;
 }
 
 /** What a limit grants one call. `no limit`: none governs it any more. `later`: ask again in so many milliseconds. */
@@ -172,6 +185,11 @@ export interface QueueEvents {
   /** Too many calls failed: single probes go out from now on, until one succeeds. */
   breakerOpened: [reason: string];
   breakerClosed: [];
+  /** It runs, and has made no progress for so many milliseconds. */
+  stuck: [Claim, ms: number];
+  operationEnded: [Abandoned];
+  /** The service would not end it; it is tried again later, unless this was the last time. */
+  operationNotEnded: [Abandoned, error: Error];
   paused: [Claim, Settlement];
   handedBack: [Claim, Settlement];
   /** Its lease was gone: the late word was refused. */

@@ -12,6 +12,7 @@ import { decide, type Policy } from './decide.js';
 import { Leases } from './leases.js';
 import type { Claim, Events, SettleAnswer, Settlement, Store } from './ports.js';
 import { Settler } from './settler.js';
+import { StuckAlarm } from './stuck.js';
 
 export interface WorkerSettings {
   /** Slots of this process by queue; `others` for each queue not named. */
@@ -19,6 +20,8 @@ export interface WorkerSettings {
   readonly leaseMs: number;
   readonly pollIntervalMs: number;
   readonly policy: Policy;
+  /** After so long without progress a running job is told of as stuck, and again each time as long again. */
+  readonly stuckAfterMs: number;
   readonly random: () => number;
 }
 
@@ -29,6 +32,9 @@ export class QueueWorker {
   readonly #beatAlarm = new Alarm();
   readonly #idle = new Alarm();
   readonly #active = new Map<string, number>();
+  /** The running ones, and since when. */
+  readonly #running = new Map<Claim, number>();
+  readonly #stuck: StuckAlarm;
   /** Queues that may hold more than the last claim took: a freed slot there is worth a look at once. */
   readonly #hungry = new Set<string>();
   /** Leases of claims whose answer was lost: they may hold jobs that nobody runs. */
@@ -47,6 +53,7 @@ export class QueueWorker {
     private readonly settings: WorkerSettings,
   ) {
     this.#leases = new Leases(settings.leaseMs);
+    this.#stuck = new StuckAlarm(settings.stuckAfterMs, events);
     this.#settler = new Settler(store, this.#leases, events, settings.random);
   }
 
@@ -184,9 +191,13 @@ export class QueueWorker {
     this.#active.set(queue, this.activeIn(queue) + 1);
     this.events.emit('started', claim);
     const startedAt = performance.now();
+    this.#running.set(claim, startedAt);
     const result = await attempt(claim, this.registry, this.portsFor, this.#leases);
-    const settlement = decide(claim, result, performance.now() - startedAt, this.settings.policy, this.settings.random);
+    const ranMs = performance.now() - startedAt;
+    const settlement = decide(claim, result, ranMs, this.settings.policy, this.settings.random);
+    if (settlement.stalled !== null) this.#stuck.look(claim, ranMs);
     const answer = await this.#settler.settle(settlement);
+    this.#running.delete(claim);
     this.#free(queue);
     this.#tell(claim, settlement, answer);
   }
@@ -203,6 +214,7 @@ export class QueueWorker {
     if (answer === null) return;
     if (answer === 'lost') {
       this.events.emit('lost', claim, settlement);
+      if (settlement.operation !== null) void this.#abandon(claim, settlement.operation);
       return;
     }
     const name = WORD_FOR[settlement.status];
@@ -215,6 +227,15 @@ export class QueueWorker {
     if (settlement.dueInMs !== null && settlement.dueInMs < this.settings.pollIntervalMs) this.wake();
   }
 
+  /** It may have been lost by a cancel, which could not know of what the service had just begun. */
+  async #abandon(claim: Claim, operation: string): Promise<void> {
+    try {
+      await this.store.abandon(claim.job.id, operation);
+    } catch (error) {
+      this.#failed('abandoning an operation', error);
+    }
+  }
+
   async #keepBeating(): Promise<void> {
     const everyMs = Math.min(this.settings.leaseMs / 3, 10_000);
     let failures = 0;
@@ -223,6 +244,7 @@ export class QueueWorker {
         await this.#leases.beat(this.store);
         this.#answered();
         failures = 0;
+        for (const [claim, since] of this.#running) this.#stuck.look(claim, performance.now() - since);
         await this.#beatAlarm.sleep(everyMs);
       } catch (error) {
         this.#failed('renewing leases', error);

@@ -10,6 +10,7 @@
 import type pg from 'pg';
 import type { Audience } from './audience.js';
 import type { Position } from './cursor.js';
+import type { Flaws } from './flaws.js';
 import type { Call } from './request.js';
 
 /** One call at work. All its writes go over one connection: with level 1 the very one that holds the job's lock. */
@@ -20,6 +21,7 @@ export interface Run {
   readonly remembers: boolean;
   /** Broadcasts that one person may be sent on one day. */
   readonly dailyLimit: number;
+  readonly flaws: Flaws;
 }
 
 /** One person of a batch. Ids are decimal text. `taken`: another job came first. */
@@ -58,10 +60,14 @@ const VARIANT = `($11::text[])[1 + ('x' || left(md5($1 || ':' || user_id), 8))::
  * Rows that an earlier call of this job left behind. Only for the holder of the job's lock.
  * @param broadcastId null for a job that is not about one broadcast
  */
-export async function giveUpInterrupted({ connection, call }: Run, broadcastId: string | null): Promise<void> {
+export async function giveUpInterrupted({ connection, call, flaws }: Run, broadcastId: string | null): Promise<void> {
+  if (flaws.has('runs-beside')) return; // They may be of a call that runs.
+  const give = flaws.has('resends-unknown')
+    ? 'delete from broadcast_sandbox.ledger'
+    : `update broadcast_sandbox.ledger
+       set state = 'unknown', reason = 'interrupted', settled_at = clock_timestamp()`;
   await connection.query(
-    `update broadcast_sandbox.ledger
-     set state = 'unknown', reason = 'interrupted', settled_at = clock_timestamp()
+    `${give}
      where job_id = $1 and state = 'sending' and ($2::text is null or broadcast_id = $2)`,
     [call.jobId, broadcastId],
   );
@@ -74,18 +80,20 @@ export async function giveUpInterrupted({ connection, call }: Run, broadcastId: 
  */
 export async function claimNext(run: Run, audience: Audience, after: string, size: number): Promise<Person[]> {
   const { task, lastUserId } = audience;
+  const forgotten = forgottenRows(run);
   const ledger = `
-    insert into broadcast_sandbox.ledger
+    insert into broadcast_sandbox.ledger as l
       (broadcast_id, user_id, job_id, epoch, step, variant, state, reason, settled_at)
     select $1, user_id, $7, $8, $9, variant, case when skip is null then 'sending' else 'skipped' end, skip,
            case when skip is not null then clock_timestamp() end
     from candidate
-    on conflict (broadcast_id, user_id) do nothing
+    on conflict (broadcast_id, user_id) ${forgotten === null ? 'do nothing' : `${CLAIM_ANEW} where ${forgotten}`}
     returning user_id`;
   // Names the parameters that only the ledger needs: Postgres must know their types.
   const everyCandidate = 'select user_id, $7::text, $8::bigint, $9::bigint from candidate';
   const unclaimed = `not exists (select from broadcast_sandbox.ledger as l
-                                 where l.broadcast_id = $1 and l.user_id = u.user_id and l.user_id > $2)`;
+                                 where l.broadcast_id = $1 and l.user_id = u.user_id and l.user_id > $2
+                                   ${forgotten === null ? '' : `and not (${forgotten})`})`;
   const { rows } = await run.connection.query<Person>(
     `with candidate as materialized (
        select user_id,
@@ -118,6 +126,18 @@ export async function claimNext(run: Run, audience: Audience, after: string, siz
   );
   return rows;
 }
+
+/** Which rows of the ledger do not protect their people: none, but where a flaw asks for it. */
+function forgottenRows({ call, flaws }: Run): string | null {
+  if (flaws.has('forgets-cut-slice')) return 'l.job_id = $7 and l.step = $9';
+  if (flaws.has('no-ledger')) return `l.job_id = $7 and l.step < $9 and l.state = 'sent'`;
+  const isScoped = call.scope === 'failed' || call.scope === 'unknown';
+  return isScoped && flaws.has('ignores-scope') ? 'l.job_id = $7 and l.step < $9' : null;
+}
+
+const CLAIM_ANEW = `
+  do update set epoch = excluded.epoch, step = excluded.step, state = excluded.state, reason = excluded.reason,
+                claimed_at = clock_timestamp(), settled_at = excluded.settled_at`;
 
 /**
  * People of this job's earlier walks who are in this state now, for an operator who asks for them: claimed once more.
@@ -241,13 +261,24 @@ export async function settle({ connection, call }: Run, verdicts: readonly Verdi
 export async function countHandled({ connection, call }: Run, audience: Audience | null): Promise<CountRow[]> {
   const { rows } = await connection.query<CountRow>(
     `select state, reason, count(*)::integer as count
-     from broadcast_sandbox.ledger where job_id = $1 and ($2::text is null or broadcast_id = $2) group by 1, 2
+     from broadcast_sandbox.ledger
+     where job_id = $1 and ($2::text is null or broadcast_id = $2) and state <> 'sending' group by 1, 2
      union all
      select 'skipped', 'already_handled', count(*)::integer
      from broadcast_sandbox.ledger as l join broadcast_sandbox.users as u using (user_id)
      where l.broadcast_id = $2 and l.job_id <> $1 and u.user_id <= $3 and ($4::text is null or $4 = any (u.segments))
      having count(*) > 0`,
     [call.jobId, audience?.task.ledgerId ?? null, audience?.lastUserId ?? null, audience?.task.segment ?? null],
+  );
+  return rows;
+}
+
+/** Deliveries of the job to people who had one from it before: what a service without a good ledger counts as well. */
+export async function countRepeats({ connection, call }: Run, audience: Audience | null): Promise<CountRow[]> {
+  const { rows } = await connection.query<CountRow>(
+    `select 'sent' as state, null as reason, (count(*) - count(distinct user_id))::integer as count
+     from broadcast_sandbox.deliveries where job_id = $1 and broadcast_id = $2`,
+    [call.jobId, audience?.task.ledgerId ?? null],
   );
   return rows;
 }

@@ -3,11 +3,12 @@ import { createHash } from 'node:crypto';
 import type { IncomingHttpHeaders } from 'node:http';
 import { type Static, Type } from 'typebox';
 import { Value } from 'typebox/value';
-import { type Answer, problem } from './answer.js';
+import type { Answer } from './answer.js';
 import { readCursor } from './cursor.js';
+import { type Flaws, refusal } from './flaws.js';
 
-/** How much of the service protocol is spoken: plain, idempotent, sliced. */
-export type Level = 0 | 1 | 2;
+/** How much of the service protocol is spoken: plain, idempotent, sliced, operation. */
+export type Level = 0 | 1 | 2 | 3;
 
 /** Postgres can hold no NUL in a text. */
 const Name = Type.String({ minLength: 1, maxLength: 200, pattern: '^[^\\u0000]+$' });
@@ -89,7 +90,7 @@ export interface Call {
   readonly body: Body;
 }
 
-export function readCall(type: string, headers: IncomingHttpHeaders, body: Body): Call {
+export function readCall(type: string, headers: IncomingHttpHeaders, body: Body, flaws: Flaws): Call {
   const header = headers['idempotency-key'];
   return {
     type,
@@ -106,21 +107,19 @@ export function readCall(type: string, headers: IncomingHttpHeaders, body: Body)
     waitSeconds: body.step.wait_seconds ?? Number.POSITIVE_INFINITY,
     dryRun: body.job.dry_run ?? false,
     perSecond: body.step.per_second ?? null,
-    fingerprint: fingerprint(body),
+    fingerprint: fingerprint(body, flaws),
     body,
   };
 }
 
 /** What the job wants done, or the refusal. Nothing that this level cannot do is done half: it would send for real. */
-export function readTask(call: Call, level: Level): { task: Task } | { refusal: Answer } {
+export function readTask(call: Call, level: Level, flaws: Flaws): { task: Task } | { refusal: Answer } {
   const { body, type, scope } = call;
-  const refuse = (status: number, code: string, detail: string) => ({
-    refusal: problem(status, code, detail, { retriable: false }),
-  });
+  const refuse = (status: number, code: string, detail: string) => ({ refusal: refusal(flaws, status, code, detail) });
   if (body.job.type !== type) return refuse(422, 'type_mismatch', `The path says ${type}, the body ${body.job.type}.`);
-  const task = taskOf(call);
+  const task = taskOf(call, flaws);
   if (task === 'unknown_job_type') return refuse(404, task, `This service knows no job type ${type}.`);
-  if (level === 2) {
+  if (level >= 2) {
     if (task === 'invalid_payload') return refuse(422, task, `The payload is not one of a ${type} job.`);
     if (call.cursor !== null && readCursor(call.cursor) === null) {
       return refuse(422, 'bad_cursor', 'This service has not written that cursor.');
@@ -148,19 +147,20 @@ export function broadcastOf(payload: unknown): string | null {
  * Two calls with one key must ask for the same thing. What may differ between repetitions is left out: epoch, attempt
  * and previous_failure, and how fast and how much at a time, which the shared rate limit decides anew for each call.
  */
-function fingerprint({ job, payload, step }: Body): string {
+function fingerprint({ job, payload, step }: Body, flaws: Flaws): string {
   const same = [job.id, job.type, job.dry_run ?? false, payload, step.seq, step.cursor ?? null, step.scope ?? 'all'];
+  if (flaws.has('fingerprints-attempt')) same.push(job.epoch, job.attempt, step.previous_failure ?? null);
   return createHash('sha256').update(JSON.stringify(same)).digest('hex');
 }
 
-function taskOf(call: Call): Task | 'unknown_job_type' | 'invalid_payload' {
+function taskOf(call: Call, flaws: Flaws): Task | 'unknown_job_type' | 'invalid_payload' {
   const { payload } = call.body;
   switch (call.type) {
     case 'send_broadcast':
-      return broadcastTask(call, null);
+      return broadcastTask(call, null, flaws);
     case 'send_segment_broadcast':
       if (!Value.Check(SegmentPayload, payload)) return 'invalid_payload';
-      return broadcastTask(call, String('segment_id' in payload ? payload.segment_id : payload.segmentId));
+      return broadcastTask(call, String('segment_id' in payload ? payload.segment_id : payload.segmentId), flaws);
     case 'process_retries':
       if (!Value.Check(RetriesPayload, payload)) return 'invalid_payload';
       return { kind: 'retries', limit: payload.limit ?? 1000 };
@@ -169,10 +169,15 @@ function taskOf(call: Call): Task | 'unknown_job_type' | 'invalid_payload' {
   }
 }
 
-function broadcastTask({ jobId, body: { payload } }: Call, segment: string | null): BroadcastTask | 'invalid_payload' {
+function broadcastTask(
+  { jobId, body: { payload } }: Call,
+  segment: string | null,
+  flaws: Flaws,
+): BroadcastTask | 'invalid_payload' {
   const broadcastId = broadcastOf(payload);
   if (broadcastId === null || !Value.Check(Extras, payload)) return 'invalid_payload';
-  const only = payload.test_recipients?.map(String) ?? null;
-  const ledgerId = only === null ? broadcastId : `${broadcastId} tested by ${jobId}`;
+  const isTest = payload.test_recipients !== undefined;
+  const ledgerId = isTest ? `${broadcastId} tested by ${jobId}` : broadcastId;
+  const only = flaws.has('test-sends-all') ? null : (payload.test_recipients?.map(String) ?? null);
   return { kind: 'broadcast', broadcastId, ledgerId, segment, only, variants: payload.variants ?? null };
 }

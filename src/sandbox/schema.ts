@@ -7,6 +7,7 @@
  *   ledger       one row per broadcast and person, written before the send: the guard against duplicates
  *   deliveries   what the pretended messenger really delivered. No unique constraint: it is the evidence
  *   retry_queue  people whose send failed for a passing reason
+ *   operations   what the service runs by itself at level 3, and how far it has come
  *   jobs, calls  what the service remembers of the daemon: the latest epoch of each job, the answer to each key
  *   requests     the calls received, for a look from outside
  */
@@ -17,7 +18,7 @@ import { isDatabaseAway } from './answer.js';
 /** The first half of every advisory lock that the sandbox takes, so that it never meets the daemon's. */
 export const LOCK_CLASS = 0x5a9db0;
 
-/** A stored answer is only a short cut: the ledger still stands when it is gone. */
+/** A stored answer or an ended operation is only a short cut: the ledger still stands when it is gone. */
 const ANSWERS_KEPT_DAYS = 60;
 
 /**
@@ -45,6 +46,11 @@ export async function prepareSchema(databaseUrl: string, recipients: number): Pr
     await client.query('delete from broadcast_sandbox.calls where created_at < now() - make_interval(days => $1)', [
       ANSWERS_KEPT_DAYS,
     ]);
+    await client.query(
+      `delete from broadcast_sandbox.operations
+       where status <> 'running' and created_at < now() - make_interval(days => $1)`,
+      [ANSWERS_KEPT_DAYS],
+    );
     await client.query('commit');
   } catch (error) {
     if (isDatabaseAway(error)) {
@@ -137,6 +143,23 @@ create table if not exists broadcast_sandbox.calls (
   status          integer not null default 200,
   created_at      timestamptz not null default now()
 );
+
+create table if not exists broadcast_sandbox.operations (
+  operation_id    text primary key default gen_random_uuid(),
+  idempotency_key text not null unique,
+  job_id          text not null,
+  job_type        text not null,
+  epoch           bigint not null,
+  -- The body of the call that began it.
+  request         text not null,
+  status          text not null default 'running' check (status in ('running', 'completed', 'failed', 'cancelled')),
+  -- Where to go on.
+  cursor          text,
+  progress        jsonb,
+  error           text,
+  created_at      timestamptz not null default now()
+);
+create index if not exists operations_job on broadcast_sandbox.operations (job_id);
 
 create table if not exists broadcast_sandbox.requests (
   request_no       bigint generated always as identity primary key,

@@ -1,12 +1,13 @@
 /** Carries a task out, batch by batch: claim, deliver, settle, each committed before the next begins. */
 import { type Audience, closeAudience, freezeAudience } from './audience.js';
 import { type Position, readCursor, writeCursor } from './cursor.js';
+import { sendsAgain } from './flaws.js';
 import * as ledger from './ledger.js';
 import { batchSize, type Pacer } from './pace.js';
 import type { Call, Task } from './request.js';
 
 /** The protocol's `progress`: absolute, and processed = sent + skipped + failed + unknown. */
-interface Counters {
+export interface Counters {
   /** Null while nobody knows. */
   total: number | null;
   processed: number;
@@ -45,14 +46,15 @@ export class Stopped extends Error {
 export async function send(run: ledger.Run, task: Task, limits: Limits): Promise<Sent> {
   if (run.remembers) await ledger.giveUpInterrupted(run, task.kind === 'broadcast' ? task.ledgerId : null);
   const audience = task.kind === 'broadcast' ? await freezeAudience(run, task) : null;
-  const progress: Counters = { total: 0, processed: 0, sent: 0, skipped: 0, failed: 0, unknown: 0, reasons: {} };
+  const inThisCall = nothing();
   const walk = new Walk(run, task, audience, limits);
-  for await (const { batch, verdicts } of walk.batches()) {
-    if (!run.remembers) count(progress, [...skips(batch), ...outcomes(verdicts)]);
-  }
-  if (run.remembers) count(progress, await ledger.countHandled(run, audience));
+  for await (const { batch, verdicts } of walk.batches()) count(inThisCall, [...skips(batch), ...outcomes(verdicts)]);
+  const progress = run.remembers ? count(nothing(), await ledger.countHandled(run, audience)) : inThisCall;
   progress.total = await totalOf(run, audience, walk.isDone, progress.processed);
-  return { progress, cursor: walk.isDone ? null : writeCursor(walk.position) };
+  return {
+    progress: await told(run, audience, progress, inThisCall),
+    cursor: walk.isDone ? null : writeCursor(walk.position),
+  };
 }
 
 /** One call's way through the people it is about. */
@@ -70,11 +72,13 @@ class Walk {
     private readonly audience: Audience | null,
     private readonly limits: Limits,
   ) {
+    const { flaws } = run;
     const { cursor, step, maxItems, waitSeconds } = run.call;
+    const mayEnd = limits.sliced && !flaws.has('overstays');
     const start: Position = { firstStep: step, after: '0' };
     this.position = (limits.sliced && cursor !== null && readCursor(cursor)) || start;
-    this.#left = limits.sliced ? maxItems : Number.POSITIVE_INFINITY;
-    this.#endsAt = limits.sliced ? performance.now() + waitSeconds * 1000 : Number.POSITIVE_INFINITY;
+    this.#left = limits.sliced ? maxItems + (flaws.has('too-many-items') ? 1 : 0) : Number.POSITIVE_INFINITY;
+    this.#endsAt = mayEnd ? performance.now() + waitSeconds * 1000 : Number.POSITIVE_INFINITY;
     this.#size = batchSize(limits.perSecond);
   }
 
@@ -108,7 +112,7 @@ class Walk {
     const { run, audience, position } = this;
     if (audience === null) return ledger.claimRetries(run, size);
     const { scope } = run.call;
-    return again(scope)
+    return again(scope) && !run.flaws.has('ignores-scope')
       ? ledger.claimAgain(run, audience, scope, position, size)
       : ledger.claimNext(run, audience, position.after, size);
   }
@@ -158,10 +162,29 @@ function outcomes(verdicts: readonly ledger.Verdict[]): ledger.CountRow[] {
   return verdicts.map(({ reason }) => ({ state: reason === null ? 'sent' : 'failed', reason, count: 1 }));
 }
 
-function count(progress: Counters, rows: readonly ledger.CountRow[]): void {
+/** What the caller is told: where the job stands, unless a flaw has it otherwise. */
+async function told(
+  run: ledger.Run,
+  audience: Audience | null,
+  progress: Counters,
+  inThisCall: Counters,
+): Promise<Counters> {
+  if (run.flaws.has('delta-progress')) return { ...inThisCall, total: progress.total };
+  if (run.flaws.has('wrong-sum')) return { ...progress, skipped: progress.skipped + 1 };
+  if (sendsAgain(run.flaws)) return count(progress, await ledger.countRepeats(run, audience));
+  return progress;
+}
+
+function nothing(): Counters {
+  return { total: 0, processed: 0, sent: 0, skipped: 0, failed: 0, unknown: 0, reasons: {} };
+}
+
+/** Adds to the counters. */
+function count(progress: Counters, rows: readonly ledger.CountRow[]): Counters {
   for (const { state, reason, count } of rows) {
     progress[state] += count;
     progress.processed += count;
     if (reason !== null) progress.reasons[reason] = (progress.reasons[reason] ?? 0) + count;
   }
+  return progress;
 }

@@ -2,9 +2,9 @@
  * The sandbox: a small but whole broadcast service that keeps every promise of the service protocol up to its level.
  * The demo's partner, the tests' partner, and the example for the bot's team to write their own by.
  *
- * Level 2 works in slices that can be resumed, paused and cancelled; level 1 does all in one call. Both answer each
- * Idempotency-Key once and send to each person at most once, whatever is killed and whenever. Level 0 remembers
- * nothing, for showing what that costs.
+ * Level 3 runs a broadcast by itself and says how far it is; level 2 works in slices that can be resumed, paused and
+ * cancelled; level 1 does all in one call. All three answer each Idempotency-Key once and send to each person at most
+ * once, whatever is killed and whenever. Level 0 remembers nothing, for showing what that costs.
  */
 import { timingSafeEqual } from 'node:crypto';
 import type { IncomingHttpHeaders } from 'node:http';
@@ -21,6 +21,7 @@ import { ConfigError } from '../errors.js';
 import { problem, problemFrom, Refusal, send } from './answer.js';
 import { control } from './control.js';
 import { Faults } from './faults.js';
+import type { Flaw, Flaws } from './flaws.js';
 import { Body, type Level, readCall } from './request.js';
 import { prepareSchema } from './schema.js';
 import { Service } from './service.js';
@@ -45,6 +46,8 @@ export interface SandboxOptions {
   readonly perSecond?: number | null | undefined;
   /** Broadcasts that one person may be sent on one day; default 100. */
   readonly dailyLimit?: number | undefined;
+  /** Rules of the contract to break; default none. */
+  readonly flaws?: readonly Flaw[] | undefined;
   /** A pino logger; default none. */
   readonly logger?: FastifyBaseLogger | false | undefined;
 }
@@ -72,11 +75,12 @@ export async function startSandbox(options: SandboxOptions): Promise<Sandbox> {
   const faults = new Faults();
   const closing = new AbortController();
   const { level = 2, perSecond = null, dailyLimit = 100 } = options;
-  const service = new Service({ level, perSecond, dailyLimit }, pools, faults, closing.signal, app.log);
+  const flaws = new Set(options.flaws);
+  const service = new Service({ level, perSecond, dailyLimit, flaws }, pools, faults, closing.signal, app.log);
 
   app.setValidatorCompiler(TypeBoxValidatorCompiler);
   app.addHook('onRequest', async (_request, reply) => {
-    reply.header('x-broadcast-level', String(level));
+    if (!flaws.has('says-no-level')) reply.header('x-broadcast-level', String(level));
   });
   app.addHook('onSend', async (_request, reply) => {
     // A connection that was busy when the sandbox began to close would be kept alive, and keep it from closing.
@@ -88,7 +92,7 @@ export async function startSandbox(options: SandboxOptions): Promise<Sandbox> {
     if (answer.status >= 500) request.log.error({ err: error }, 'a request failed');
     return send(reply, answer);
   });
-  await app.register(jobs(options.token ?? null, signatures, service));
+  await app.register(protocol(options.token ?? null, signatures, service, flaws));
   await app.register(control(pools, faults));
 
   const shut = async () => {
@@ -100,6 +104,7 @@ export async function startSandbox(options: SandboxOptions): Promise<Sandbox> {
     await Promise.all([pools.runs.end(), pools.statements.end()]);
   };
   try {
+    if (level === 3) await service.operations.goOn();
     await app.listen({ host: options.host ?? '127.0.0.1', port: options.port ?? 0 });
   } catch (error) {
     await shut();
@@ -115,11 +120,19 @@ export async function startSandbox(options: SandboxOptions): Promise<Sandbox> {
   };
 }
 
-/** The one endpoint of the protocol. */
-function jobs(token: string | null, signatures: readonly Webhook[], service: Service): FastifyPluginAsyncTypebox {
+/** The endpoint of the protocol, and what becomes of its calls at level 3. */
+function protocol(
+  token: string | null,
+  signatures: readonly Webhook[],
+  service: Service,
+  flaws: Flaws,
+): FastifyPluginAsyncTypebox {
   return async (app) => {
     app.addHook('onRequest', async (request, reply) => {
-      if (token && !isSame(request.headers.authorization ?? '', `Bearer ${token}`)) {
+      if (flaws.has('redirects') && !request.url.endsWith('?moved')) {
+        return reply.redirect(`${request.url}?moved`, 307);
+      }
+      if (token && !flaws.has('any-token') && !isSame(request.headers.authorization ?? '', `Bearer ${token}`)) {
         reply.header('www-authenticate', 'Bearer');
         throw new Refusal(problem(401, 'bad_token', 'The bearer token is missing or wrong.'));
       }
@@ -130,7 +143,8 @@ function jobs(token: string | null, signatures: readonly Webhook[], service: Ser
       'application/json',
       { parseAs: 'buffer' },
       async (request: FastifyRequest, raw: Buffer) => {
-        if (signatures.length > 0 && !signatures.some((signature) => isSigned(signature, raw, request.headers))) {
+        const isKnown = signatures.some((signature) => isSigned(signature, raw, request.headers));
+        if (signatures.length > 0 && !isKnown && !flaws.has('any-signature')) {
           throw new Refusal(problem(401, 'bad_signature', 'The signature is missing, wrong or too old.'));
         }
         return parse(raw);
@@ -138,9 +152,17 @@ function jobs(token: string | null, signatures: readonly Webhook[], service: Ser
     );
     const Params = Type.Object({ type: Type.String({ minLength: 1, maxLength: 200 }) });
     app.post('/jobs/:type', { schema: { params: Params, body: Body } }, async (request, reply) => {
-      const call = readCall(request.params.type, request.headers, request.body);
+      const call = readCall(request.params.type, request.headers, request.body, flaws);
       return await service.answer(call, reply);
     });
+
+    const Operation = Type.Object({ id: Type.String({ maxLength: 200, pattern: '^[^\\u0000]+$' }) });
+    app.get('/operations/:id', { schema: { params: Operation } }, async (request, reply) =>
+      send(reply, await service.operations.look(request.params.id)),
+    );
+    app.delete('/operations/:id', { schema: { params: Operation } }, async (request, reply) =>
+      send(reply, await service.operations.cancel(request.params.id)),
+    );
   };
 }
 

@@ -86,7 +86,13 @@ describe('a claimed job', () => {
     });
     const claimed = await claimOne(store);
     expect(claimed.job.payload).toBe('{"x": [1.50, null], "broadcast_id": 9007199254740993}');
-    expect(claimed.job.step).toEqual({ seq: 4, cursor: 'here', scope: 'failed', previousFailure: 'timeout', operation: null });
+    expect(claimed.job.step).toEqual({
+      seq: 4,
+      cursor: 'here',
+      scope: 'failed',
+      previousFailure: 'timeout',
+      operation: null,
+    });
     expect(claimed).toMatchObject({ processed: 70, stalledCalls: 2, oversizeBytes: null });
     expect(Math.round(claimed.stalledForMs / 10_000)).toBe(6);
     expect(Math.round(claimed.waitedMs / 5000)).toBe(1);

@@ -22,7 +22,10 @@ export function setStage(usual: Environment = {}): Stage {
   afterAll(() => database.drop());
   beforeEach(async () => {
     service = await startHttpServer();
-    await database.query('truncate broadcast_queue_jobs, broadcast_queue_attempts, broadcast_queue_schedules');
+    await database.query(`
+      truncate broadcast_queue_jobs, broadcast_queue_attempts, broadcast_queue_schedules, broadcast_queue_limits,
+        broadcast_queue_gates, broadcast_queue_windows, broadcast_queue_abandoned, broadcast_queue_services;
+      insert into broadcast_queue_services (name) values ('default')`);
   });
   afterEach(async () => {
     await killPrograms();

@@ -228,9 +228,9 @@ test('a variant is chosen by broadcast and person alone, counted in the report, 
   const payload = { broadcast_id: 'ab', variants: ['a', 'b'] };
   await callThrough(url, { job: 'ab', payload, maxItems: 170 });
   const { variants, sent } = await report(url, 'ab');
-  expect(Number(variants.a) + Number(variants.b)).toBe(sent);
-  expect(Number(variants.a)).toBeGreaterThan(380);
-  expect(Number(variants.b)).toBeGreaterThan(380);
+  expect(Number(variants.a?.delivered) + Number(variants.b?.delivered)).toBe(sent);
+  expect(variants.a?.delivered).toBeGreaterThan(380);
+  expect(variants.b?.delivered).toBeGreaterThan(380);
   await call(url, { job: 'ab', payload, seq: 99, scope: 'failed' });
   const [wrong] = await database.query<{ people: number }>(
     `select count(*)::integer as people from broadcast_sandbox.deliveries
@@ -240,6 +240,39 @@ test('a variant is chosen by broadcast and person alone, counted in the report, 
   expect(wrong?.people).toBe(0);
   expect((await report(url, 'ab')).sent).toBe(910);
 });
+
+test('some of those who were reached open the message and some of them click, always the same, per variant too', async () => {
+  const options = { job: 'read', payload: { broadcast_id: 'read', variants: ['a', 'b'] } };
+  await call(url, { ...options, maxItems: 300 });
+  const early = await report(url, 'read');
+  await call(url, { ...options, seq: 1 });
+  const { sent, delivered, opened, clicked, variants } = await report(url, 'read');
+  const { a = nobody, b = nobody } = variants;
+  expect(delivered).toBe(sent);
+  for (const part of [a, b]) {
+    expect(part.opened / part.delivered).toBeGreaterThan(0.2);
+    expect(part.opened / part.delivered).toBeLessThan(0.8);
+    expect(part.clicked).toBeGreaterThan(0);
+    expect(part.clicked).toBeLessThan(part.opened / 2);
+  }
+  expect({ delivered, opened, clicked }).toEqual({
+    delivered: a.delivered + b.delivered,
+    opened: a.opened + b.opened,
+    clicked: a.clicked + b.clicked,
+  });
+  expect(early.opened).toBeGreaterThan(0);
+  expect(early.opened).toBeLessThan(opened);
+  await withSandbox({}, async (other) => {
+    expect(await report(other, 'read')).toMatchObject({ delivered, opened, clicked, variants });
+  });
+  // Whoever gets it a second time has opened it or not.
+  await withSandbox({ level: 0 }, async (plain) => {
+    await call(plain, options);
+    expect(await report(plain, 'read')).toMatchObject({ duplicates: 900, delivered, opened, clicked, variants });
+  });
+});
+
+const nobody = { delivered: 0, opened: 0, clicked: 0 };
 
 function sumOf(progress: CallAnswer['body']['progress']): number {
   return ['sent', 'skipped', 'failed', 'unknown'].reduce((sum, part) => sum + Number(progress?.[part]), 0);
