@@ -41,7 +41,7 @@ create table broadcast_queue_services (
   name        text primary key,
   -- the highest level of the protocol that it has claimed; null: it has not said
   level       smallint,
-  -- failures in a row and whose they were; calls and failures of the last seconds by daemon
+  -- failures in a row and whose they were, an entry for each; calls and failures of the last seconds by daemon
   streak      integer   not null default 0,
   jobs        bigint[]  not null default '{}',
   recent      jsonb     not null default '{}',
@@ -68,6 +68,7 @@ create table broadcast_queue_windows (
 create function broadcast_window_fault(send_window jsonb) returns text
 language plpgsql stable set search_path from current as $$
 declare
+  zone   text := coalesce(send_window ->> 'time_zone', '');
   member text;
 begin
   if jsonb_typeof(send_window) <> 'object' then
@@ -81,7 +82,8 @@ begin
     return '"from" is no time such as 09:00';
   elsif not coalesce(send_window ->> 'to', '') ~ '^([01][0-9]|2[0-3]):[0-5][0-9]$' then
     return '"to" is no time such as 21:00';
-  elsif not exists (select from pg_timezone_names where name = send_window ->> 'time_zone') then
+  elsif not zone ~ '^([A-Za-z_]+(/[A-Za-z_-]+)+|Etc/GMT[+-]1?[0-9]|UTC|GMT)$' then
+    -- PostgreSQL would take "Berlin+1" as well, and mean something else by it.
     return '"time_zone" is no name such as Europe/Berlin';
   elsif send_window ? 'days' and (jsonb_typeof(send_window -> 'days') <> 'array'
         or send_window -> 'days' = '[]' or not send_window -> 'days' <@ '[1, 2, 3, 4, 5, 6, 7]') then
@@ -89,48 +91,56 @@ begin
   elsif coalesce(send_window ->> 'missed', 'wait') not in ('wait', 'fail') then
     return '"missed" is neither "wait" nor "fail"';
   end if;
+  -- To try it is a thousand times faster than to look into pg_timezone_names.
+  perform now() at time zone zone;
   return null;
+exception when invalid_parameter_value then
+  return format('the time zone "%s" is unknown', zone);
 end $$;
 
-create function broadcast_window_is_sound(send_window jsonb) returns boolean
-language plpgsql stable set search_path from current as $$
+-- No constraint: those are checked at every update of the row, and a time zone that a new version of PostgreSQL does not
+-- know any more must not stop a claim.
+create function broadcast_window_is_sound() returns trigger
+language plpgsql set search_path from current as $$
 declare
-  fault text := broadcast_window_fault(send_window);
+  fault text := broadcast_window_fault(new.send_window);
 begin
   if fault is not null then
     raise exception 'send_window: %', fault using errcode = 'check_violation',
       hint = 'Such as {"from": "09:00", "to": "21:00", "time_zone": "Europe/Berlin", "days": [1, 2, 3, 4, 5]}';
   end if;
-  return true;
+  return new;
 end $$;
 
-alter table broadcast_queue_jobs
-  add constraint send_window_is_sound check (send_window is null or broadcast_window_is_sound(send_window));
-alter table broadcast_queue_windows
-  add constraint send_window_is_sound check (broadcast_window_is_sound(send_window));
+create trigger send_window_is_sound before insert or update of send_window on broadcast_queue_jobs
+  for each row when (new.send_window is not null) execute function broadcast_window_is_sound();
+create trigger send_window_is_sound before insert or update of send_window on broadcast_queue_windows
+  for each row execute function broadcast_window_is_sound();
 
--- The first moment from `at` on that lies in the window: `at` itself where it does. Local times that a change of the
--- clocks skips or repeats are read as PostgreSQL reads them, so a window is never lost and never comes twice.
-create function broadcast_window_opens(send_window jsonb, at timestamptz) returns timestamptz
-language plpgsql stable set search_path from current as $$
+-- The window that `at` lies in, else the next one. Local times that a change of the clocks skips or repeats are read as
+-- PostgreSQL reads them, so a window is never lost and never comes twice.
+create function broadcast_window_opens(
+  send_window jsonb, at timestamptz, out opens timestamptz, out closes timestamptz
+) language plpgsql stable set search_path from current as $$
 declare
-  zone   text := send_window ->> 'time_zone';
-  opens  timestamptz;
-  closes timestamptz;
-  day    date;
+  zone       text := send_window ->> 'time_zone';
+  begins     time := send_window ->> 'from';
+  ends       time := send_window ->> 'to';
+  over_night integer := (ends <= begins)::integer;
+  day        date;
 begin
   -- A window that began yesterday may last until now; of the days to come, seven hold every weekday.
   for ahead in -1..8 loop
     day := (at at time zone zone)::date + ahead;
     continue when send_window ? 'days' and not send_window -> 'days' @> to_jsonb(extract(isodow from day)::integer);
-    opens := (day + (send_window ->> 'from')::time) at time zone zone;
-    closes := (day + case when (send_window ->> 'to')::time <= (send_window ->> 'from')::time then 1 else 0 end
-                   + (send_window ->> 'to')::time) at time zone zone;
-    if at < closes then
-      return greatest(at, opens);
+    opens := (day + begins) at time zone zone;
+    closes := (day + over_night + ends) at time zone zone;
+    if closes <= opens then
+      -- It began in an hour that was skipped, and so begins later: then it ends later too.
+      closes := opens + ((day + over_night + ends) - (day + begins));
     end if;
+    exit when at < closes;
   end loop;
-  return at;
 end $$;
 
 -- How long a job must wait for its window, or its queue's, in milliseconds; null where it may go. Negative: it has
@@ -144,17 +154,15 @@ begin
   if hours is null then
     return null;
   end if;
-  if is_first and hours ->> 'missed' = 'fail' then
-    -- The first window after its time is the only one: is it over?
-    opens := broadcast_window_opens(hours, scheduled_at);
-    if opens < now() and broadcast_window_opens(hours, now()) > now() or opens + interval '24 hours' < now() then
-      return -1;
-    end if;
+  -- The first window after its time is the only one: is it over?
+  if is_first and hours ->> 'missed' = 'fail'
+     and (select w.closes <= now() from broadcast_window_opens(hours, scheduled_at) w) then
+    return -1;
   end if;
-  opens := broadcast_window_opens(hours, now());
+  select w.opens into opens from broadcast_window_opens(hours, now()) w;
   return case when opens > now() then extract(epoch from opens - now())::float8 * 1000 end;
 exception when others then
-  -- A time zone that a new version of PostgreSQL does not know any more must not stop the claim of everything else.
+  -- The time zone is known no more. Better a broadcast at a wrong hour than a claim that fails for all of them.
   return null;
 end $$;
 
@@ -216,6 +224,14 @@ begin
     now()), now());
 end $$;
 
+-- How many more of this bot's jobs may run beside those that do; null: as many as there are.
+create function broadcast_queue_bot_room(bot text, running integer) returns integer
+language plpgsql stable set search_path from current as $$
+begin
+  return (select greatest(l.max_concurrent - coalesce(running, 0), 0) from broadcast_queue_limits l
+          where l.key = 'bot:' || bot and l.max_concurrent is not null);
+end $$;
+
 -- Asks for what one call may do: at most `most` people, and about a second's worth of every limit that governs it.
 -- items null: no limit governs it any more. items 0: not now, but perhaps in wait_ms. Else it may begin in wait_ms, is
 -- to keep to per_second, and its time is over lasts_ms later; `receipt` goes back with broadcast_queue_grant_used.
@@ -252,10 +268,10 @@ begin
   items := greatest(least(most, floor(per_second)::integer), 1);
   wait_ms := extract(epoch from begins - moment)::float8 * 1000;
   lasts_ms := items / per_second * 1000;
-  -- A hundredth of rest between two grants: no clock is exact, and the limit must hold.
+  -- A fiftieth of rest between two grants: no call begins on the dot, and the limit must hold.
   with given as (
     update broadcast_queue_limits b
-      set next_free_at = begins + items / b.per_second * 1.01 * interval '1 second'
+      set next_free_at = begins + items / b.per_second * 1.02 * interval '1 second'
       where b.key in ('queue:' || queue, 'bot:' || bot) and b.per_second is not null
       returning b.key, b.next_free_at
   ) select jsonb_object_agg(given.key, given.next_free_at) into receipt from given;
@@ -268,10 +284,12 @@ language plpgsql set search_path from current as $$
 declare
   earlier boolean;
 begin
+  -- In the order of the grants.
+  perform from broadcast_queue_limits l where l.key in (select jsonb_object_keys(receipt)) order by l.key for no key update;
   with returned as (
     update broadcast_queue_limits l
     set next_free_at = case when used < items
-      then greatest(clock_timestamp(), l.next_free_at - (items - used) / l.per_second * 1.01 * interval '1 second')
+      then greatest(clock_timestamp(), l.next_free_at - (items - used) / l.per_second * 1.02 * interval '1 second')
       else l.next_free_at + least((used - items) / l.per_second, 3600) * interval '1 second' end
     from jsonb_each_text(receipt) granted (key, until)
     where l.key = granted.key and l.per_second is not null and used <> items
@@ -284,24 +302,36 @@ begin
 end $$;
 
 -- The due jobs of a queue's priority that name a bot, as the claim wants them: those whose bot may be called, in order,
--- and more of them than there are slots free, since other daemons claim too. Usually they stand at the head of the line;
--- where jobs of bots that must wait clog it, the line is read bot by bot. A row without id says when one of those opens.
+-- of each no more than its limit of jobs at once allows, and more of them than there are slots free, since other daemons
+-- claim too. Usually they stand at the head of the line; where jobs of bots that must wait clog it, the line is read bot
+-- by bot. A row without id says when one of those opens.
 create function broadcast_queue_bots_due(queue text, lane smallint, free integer)
 returns table (place bigint, id bigint, bot_id text, opens_at timestamptz)
 language plpgsql stable rows 20 set search_path from current as $$
 declare
   head_rows constant integer := free * 3 + 50;
-  bots_read constant integer := 1000;
+  bots_read constant integer := 5000;
 begin
   return query
   with recursive head as materialized (
     select j.id, j.bot_id, j.due_at from broadcast_queue_jobs j
     where j.queue_name = queue and j.priority = lane and j.names_bot and j.due_at <= now()
     order by j.due_at, j.id limit head_rows
+  ), running as materialized (
+    select j.bot_id, count(*)::integer as jobs
+    from broadcast_queue_leases l cross join unnest(l.job_ids) held (id) join broadcast_queue_jobs j on j.id = held.id
+    where exists (select from head) and j.lease_id = l.lease_id and j.status = 'processing' and j.bot_id is not null
+      and j.id = any(array(select unnest(r.job_ids) from broadcast_queue_leases r))
+    group by j.bot_id
   ), met as materialized (
-    select m.bot_id, broadcast_queue_bot_opens(m.bot_id) as opens_at from (select distinct h.bot_id from head h) m
+    select m.bot_id, broadcast_queue_bot_opens(m.bot_id) as opens_at, broadcast_queue_bot_room(m.bot_id,
+             (select r.jobs from running r where r.bot_id = m.bot_id)) as room
+    from (select distinct h.bot_id from head h) m
   ), ready as materialized (
-    select h.* from head h join met using (bot_id) where met.opens_at is null
+    select h.id, h.bot_id, h.due_at
+    from (select head.*, row_number() over (partition by head.bot_id order by head.due_at, head.id) as of_bot
+          from head) h
+    join met using (bot_id) where met.opens_at is null and (met.room is null or h.of_bot <= met.room)
   ), clogged as materialized (
     select (select count(*) from head) = head_rows and (select count(*) from ready) < free as yes
   ), bot (bot_id, n) as (
@@ -316,18 +346,26 @@ begin
       order by j.bot_id limit 1) j
     where bot.n < bots_read
   ), behind as materialized (
-    select j.id, j.bot_id, j.due_at
-    from (select b.bot_id from bot b where broadcast_queue_bot_opens(b.bot_id) is null offset 0) b
+    select j.id, j.bot_id, j.due_at, b.opens_at
+    from (select bot.bot_id, broadcast_queue_bot_opens(bot.bot_id) as opens_at, broadcast_queue_bot_room(bot.bot_id,
+                   (select r.jobs from running r where r.bot_id = bot.bot_id)) as room
+          from bot offset 0) b
     cross join lateral (
       select j.id, j.bot_id, j.due_at from broadcast_queue_jobs j
       where j.queue_name = queue and j.priority = lane and j.bot_id = b.bot_id and j.due_at <= now()
-      order by j.due_at, j.id limit free) j
-    order by j.due_at, j.id limit head_rows
+      order by j.due_at, j.id
+      limit case when b.opens_at is null then least(free, b.room) else 1 end) j
   )
   select row_number() over (order by r.due_at, r.id), r.id, r.bot_id, null::timestamptz
-  from (select * from ready where not (select c.yes from clogged c) union all select * from behind) r
+  from (
+    select * from ready where not (select c.yes from clogged c)
+    union all
+    (select b.id, b.bot_id, b.due_at from behind b where b.opens_at is null order by b.due_at, b.id limit head_rows)
+  ) r
   union all
-  select 0, null, null, min(met.opens_at) from met where met.opens_at is not null having count(*) > 0;
+  select 0, null, null, min(w.opens_at)
+  from (select met.opens_at from met union all select behind.opens_at from behind) w
+  where w.opens_at is not null having count(*) > 0;
 end $$;
 
 -- Gates and the breaker. ----------------------------------------------------------------------------------------------
@@ -377,7 +415,7 @@ begin
   select * into s from broadcast_queue_services where name = 'default' for no key update;
   moment := clock_timestamp();
   s.last_error := left(message, 500);
-  s.jobs := array_append(array_remove(s.jobs, job), job);
+  s.jobs := array_append(s.jobs, job);
   s.jobs := s.jobs[greatest(cardinality(s.jobs) - 19, 1):];
   opened := false;
   if s.opened_at is null then
@@ -387,7 +425,7 @@ begin
                 || jsonb_build_object(worker, jsonb_build_object(
                      'at', extract(epoch from moment), 'calls', calls, 'failures', failures));
     opened := error_code = 'unauthorized'
-      or s.streak >= 5 and cardinality(s.jobs) >= 2
+      or s.streak >= 5 and s.jobs[1] <> any(s.jobs)
       or is_last and s.streak >= 2
       or (select sum((r.value ->> 'calls')::integer) >= 20
                  and sum((r.value ->> 'failures')::integer) * 2 >= sum((r.value ->> 'calls')::integer)
@@ -408,11 +446,13 @@ begin
   end if;
   if opened then
     -- The failures that led to this were the service's as well. One that is not settled yet will find its attempt given
-    -- back already.
+    -- back already; the one told of here is given back by its settlement, which follows.
     update broadcast_queue_jobs j
-      set attempts = j.attempts - 1, outage_calls = j.outage_calls + 1,
+      set attempts = j.attempts - least(f.times, j.attempts, refunds_max - j.outage_calls),
+          outage_calls = j.outage_calls + least(f.times, j.attempts, refunds_max - j.outage_calls),
           next_retry_at = case when j.status = 'retry' then s.open_until else j.next_retry_at end
-      where j.id = any(s.jobs) and j.id <> job and j.attempts > 0 and j.outage_calls < refunds_max
+      from (select id, count(*)::integer - (id = job)::integer as times from unnest(s.jobs) id group by id) f
+      where j.id = f.id and j.id = any(s.jobs) and f.times > 0 and j.attempts > 0 and j.outage_calls < refunds_max
         and (j.status = 'retry' and j.error_code = any(broadcast_queue_outage_codes())
              or j.status = 'processing' and j.lease_id is not null);
   end if;
@@ -441,7 +481,8 @@ begin
     return false;
   end if;
   update broadcast_queue_services
-    set streak = 0, jobs = '{}', recent = '{}', opened_at = null, open_until = null, probes = 0
+    set streak = 0, jobs = '{}', recent = case when was_open then '{}' else recent end,
+        opened_at = null, open_until = null, probes = 0
     where name = 'default';
   if was_open then
     -- Those that probed wait for the next turn, which need not come any more.

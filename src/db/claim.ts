@@ -31,19 +31,19 @@ export function claimStatement(schema: string): string {
       where wanted.free > 0 and lane.bots
     ),
     ${rooms(jobs, leases, limits)},
-    ${due(jobs)},
+    ${due(jobs, at('broadcast_window_wait'))},
     probe as (
       update ${services} s
       set probes = s.probes + 1, open_until = clock_timestamp() + interval '1 second'
         * case when first.outage_calls >= ${PROBES_AT_A_BRISK_PACE} then ${SLOW_PROBE_PAUSE_S}
           else least(power(2, s.probes + 1), ${PROBE_PAUSE_MAX_S}) end
-      from (select outage_calls from due where place = 1) first
-      where (select half_open from service) and s.name = 'default' and s.opened_at is not null
-        and s.open_until <= now()
+      from (select outage_calls from due where probes order by place limit 1) first
+      where s.name = 'default' and s.opened_at is not null and s.open_until <= now()
       returning s.open_until
     ), chosen as materialized (
       -- While the breaker tries whether the service is back, one daemon makes one call.
-      select * from due where not (select half_open from service) or place = 1 and exists (select from probe)
+      select * from due
+      where not probes or place = (select min(place) from due where probes) and exists (select from probe)
     ), claimed as (
       update ${jobs} j
       set status = 'processing', lease_id = $4::uuid, epoch = j.epoch + 1,
@@ -80,6 +80,8 @@ export function claimStatement(schema: string): string {
       (select troubled from service) as troubled,
       coalesce((jsonb_path_query_first(c.progress, '$.processed ? (@ >= 1 && @ < 1e15)') #>> '{}')::float8, 0)
         as processed,
+      coalesce((jsonb_path_query_first(c.progress, '$.skipped ? (@ >= 1 && @ < 1e15)') #>> '{}')::float8, 0)
+        as skipped,
       c.stalled_calls, coalesce(extract(epoch from now() - c.stalled_since)::float8 * 1000, 0) as stalled_ms,
       c.waited_ms, extract(epoch from clock_timestamp())::float8 * 1000 as now_ms
     from (select) always
@@ -144,7 +146,7 @@ const wanted = (pauses: string, limits: string) => `
     select queue.*, shut.opens_at,
            case when shut.opens_at is not null
                   or exists (select from ${pauses} p where p.queue_name in (queue.queue_name, '*')) then 0
-                else least(coalesce(slots.free, $3::integer), case when service.half_open then 1 end) end as free
+                else coalesce(slots.free, $3::integer) end as free
     from queue left join unnest($1::text[], $2::integer[]) slots (queue_name, free) using (queue_name)
     cross join service
     cross join lateral (
@@ -185,35 +187,41 @@ const rooms = (jobs: string, leases: string, limits: string) => `
 
 /**
  * The jobs themselves, locked. Each lane is read in the index's own order; the subqueries are nested so that nothing
- * sorts or materializes between the index and the limit where no job names a bot.
+ * sorts or materializes between the index and the limit where no job names a bot. `probes`: it would call the service
+ * while that may only be tried.
  */
-const due = (jobs: string) => `
+const due = (jobs: string, windowWait: string) => `
   allowed as materialized (
     select wanted.*, least(wanted.free, (select room.jobs from room where room.queue_name = wanted.queue_name)) as slots
     from wanted
+  ), of_bots as materialized (
+    -- A bot's room is one for all queues and priorities.
+    select b.queue_name, b.priority, b.place, b.id
+    from (select bots.*, row_number() over (partition by bots.bot_id order by bots.priority desc, bots.place) as of_bot
+          from bots join allowed using (queue_name) where bots.id is not null and allowed.slots > 0) b
+    where b.of_bot <= coalesce((select room.jobs from room where room.bot_id = b.bot_id), b.of_bot)
   ), due as materialized (
-    select due.id, due.due_at, due.outage_calls, row_number() over () as place
+    select due.id, due.due_at, due.outage_calls, row_number() over () as place,
+           (select half_open from service) and allowed.queue_name <> ${CALLS_NOBODY}
+             and coalesce(due.started_at is not null or due.expires_at > now(), true)
+             and ${windowWait}(due.send_window, allowed.queue_name, due.scheduled_at, due.started_at is null) is null
+             as probes
     from allowed cross join lateral (
-      select j.id, j.due_at, j.outage_calls
+      select j.*
       from unnest(allowed.priorities, allowed.others, allowed.bots) lane (priority, others, bots)
       cross join lateral (
-        select j.id, j.due_at, j.outage_calls from (
+        select j.* from (
           select * from (
-           select j.id, j.due_at, j.outage_calls from ${jobs} j
+           select ${DUE_COLUMNS} from ${jobs} j
            where lane.others and j.queue_name = allowed.queue_name and j.priority = lane.priority and not j.names_bot
              and j.due_at <= now()
            order by j.due_at, j.id limit allowed.slots
            for no key update skip locked) others
           union all
           select * from (
-           select j.id, j.due_at, j.outage_calls
-           from (select b.id, b.place, row_number() over (partition by b.bot_id order by b.place) as of_bot,
-                        (select room.jobs from room where room.bot_id = b.bot_id) as room
-                 from bots b
-                 where lane.bots and b.queue_name = allowed.queue_name and b.priority = lane.priority
-                   and b.id is not null) b
-           join ${jobs} j on j.id = b.id
-           where (b.room is null or b.of_bot <= b.room) and j.due_at <= now()
+           select ${DUE_COLUMNS} from of_bots b join ${jobs} j on j.id = b.id
+           where lane.bots and b.queue_name = allowed.queue_name and b.priority = lane.priority
+             and j.id = any(array(select id from of_bots)) and j.due_at <= now()
              and j.queue_name = allowed.queue_name and j.priority = lane.priority
            order by b.place limit allowed.slots
            for no key update of j skip locked) of_bots) j
@@ -221,6 +229,8 @@ const due = (jobs: string) => `
       limit allowed.slots) due
     where allowed.slots > 0
   )`;
+
+const DUE_COLUMNS = 'j.id, j.due_at, j.outage_calls, j.send_window, j.scheduled_at, j.started_at, j.expires_at';
 
 /** When the next job comes due, or something opens that jobs wait for. */
 const nextLook = (jobs: string) => `

@@ -160,6 +160,7 @@ interface ClaimRow extends Row {
   first: boolean;
   expired: boolean;
   processed: number;
+  skipped: number;
   stalled_calls: number;
   stalled_ms: number;
   waited_ms: number;
@@ -208,6 +209,7 @@ function toClaim(row: ClaimRow, leaseId: string, askedAt: number): Claim {
     expired: row.expired,
     oversizeBytes: row.job_data === null ? row.payload_bytes : null,
     processed: row.processed,
+    skipped: row.skipped,
     stalledCalls: row.stalled_calls,
     stalledForMs: row.stalled_ms,
     waitedMs: row.waited_ms,

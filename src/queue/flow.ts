@@ -25,7 +25,8 @@ export interface FlowSettings {
   readonly random: () => number;
 }
 
-type Granted = Extract<GrantAnswer, { kind: 'granted' }>;
+/** `beginsAt` is on this process's monotonic clock. */
+type Granted = Extract<GrantAnswer, { kind: 'granted' }> & { readonly beginsAt: number };
 
 export class Flow {
   /** Calls that wait for their grant. */
@@ -83,8 +84,9 @@ export class Flow {
       const answer = await this.store.grant(queue, claim.bot, this.settings.maxItems);
       if (answer.kind === 'no limit') return null;
       if (answer.kind === 'granted') {
-        if (await this.#slept(answer.waitMs, signal, false)) return answer;
-        await this.#giveBack(answer, 0);
+        const granted = { ...answer, beginsAt: performance.now() + answer.waitMs };
+        if (await this.#slept(answer.waitMs, signal, false)) return granted;
+        await this.#giveBack(granted, 0);
         throw interrupted(signal);
       }
       if (performance.now() + answer.waitMs > patientUntil) return answer;
@@ -96,9 +98,12 @@ export class Flow {
   async #keptTo(granted: Granted, claim: Claim, job: Job, signal: AbortSignal): Promise<Outcome> {
     let used = granted.items;
     try {
-      const { items: maxItems, perSecond } = granted;
+      const { items, perSecond } = granted;
+      // Whoever comes late does less, so that it is done when the next one begins.
+      const lateMs = performance.now() - granted.beginsAt;
+      const maxItems = lateMs < PUNCTUAL_MS ? items : Math.max(Math.floor(items - (lateMs / 1000) * perSecond), 1);
       const outcome = await this.#watched(claim, job, signal, { maxItems, perSecond, waitSeconds: LIMITED_WAIT_S });
-      used = usedBy(outcome, claim) ?? used;
+      used = messagesOf(outcome, claim) ?? used;
       return outcome;
     } catch (error) {
       if (didNothing(error)) used = 0;
@@ -196,6 +201,8 @@ export class Flow {
 
 /** So long a call may wait for its grant in its slot; after that the slot is another's. */
 const PATIENCE_MS = 2_000;
+/** A call that begins within this is in time. */
+const PUNCTUAL_MS = 10;
 /** A limited slice ends by itself soon after its grant's time. */
 const LIMITED_WAIT_S = 2;
 
@@ -219,11 +226,12 @@ function didNothing(error: unknown): boolean {
   return error instanceof TransientError && error.cost === 'never_last';
 }
 
-/** How many people a call reached, by its counters; null: it does not say. */
-function usedBy(outcome: Outcome, claim: Claim): number | null {
+/** How many messages a call sent, by its counters; null: it does not say. Who is skipped costs nothing. */
+function messagesOf(outcome: Outcome, claim: Claim): number | null {
   if (outcome.kind === 'hold' && outcome.progress === undefined) return 0;
   if (!('progress' in outcome) || outcome.progress === undefined || outcome.progress === null) return null;
-  return Math.max(outcome.progress.processed - claim.processed, 0);
+  const { processed, skipped = 0 } = outcome.progress;
+  return Math.max(processed - claim.processed - Math.max(skipped - claim.skipped, 0), 0);
 }
 
 /** @param result JSON text */

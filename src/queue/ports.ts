@@ -17,8 +17,10 @@ export interface Claim {
   readonly expired: boolean;
   /** Size of the payload when it was over the limit and therefore not fetched, else null. */
   readonly oversizeBytes: number | null;
-  /** `processed` as last recorded. */
+  /** As last recorded. */
   readonly processed: number;
+  /** Of these, people whom no message was sent to. */
+  readonly skipped: number;
   readonly stalledCalls: number;
   readonly stalledForMs: number;
   /** From the moment it was due until now. */

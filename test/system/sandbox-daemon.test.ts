@@ -66,11 +66,11 @@ test('killed in mid-slice and started again: nobody twice, the uncertain listed,
   expect(await unreached()).toBe(0);
 }, 30_000);
 
-test('paused in the middle it stops after the slice, and resumed it ends with exact counts', async () => {
+test('paused at 40 % it stops after the slice; resumed, by other daemons, it ends with exact counts', async () => {
   await startSandbox({ perSecond: 1000 });
-  await startDaemon({ BROADCAST_SERVICE_MAX_ITEMS: '100' });
+  const daemon = await startDaemon({ BROADCAST_SERVICE_MAX_ITEMS: '100' });
   const jobId = await enqueue();
-  await until('some slices are done', async () => (await progressOf(jobId)).processed >= 200);
+  await until('40 % are done', async () => (await progressOf(jobId)).processed >= 400);
   await database.query('select broadcast_pause($1)', [jobId]);
   await until('it is paused', async () => (await rowOf(jobId)).status === 'paused');
 
@@ -82,6 +82,10 @@ test('paused in the middle it stops after the slice, and resumed it ends with ex
   await database.query('select pg_sleep(1)');
   expect((await received(sandbox.url)).length).toBe(calls);
   expect((await report(sandbox.url, BROADCAST)).sent).toBe(sent);
+  daemon.signal('SIGTERM');
+  expect(await daemon.ended).toBe(0);
+  await startDaemon({ BROADCAST_SERVICE_MAX_ITEMS: '100' });
+  expect((await rowOf(jobId)).status).toBe('paused');
 
   await database.query('select broadcast_resume($1)', [jobId]);
   await completed(jobId);
@@ -171,6 +175,80 @@ test('two daemons, 20,000 people, a daemon killed twice and the sandbox once: no
   expect(await unreached()).toBe(0);
 }, 90_000);
 
+async function hundredThousand(): Promise<void> {
+  await startSandbox({ perSecond: 5000, recipients: 100_000 });
+  const start = () => startDaemon({});
+  const daemons = [await start(), await start()];
+  const timed = async (broadcast: string) => {
+    const startedAt = performance.now();
+    const jobId = await enqueue(broadcast);
+    await completed(jobId, 180_000);
+    return { jobId, ms: performance.now() - startedAt };
+  };
+  const undisturbed = await timed('8');
+
+  let kills = 0;
+  let restarts = 0;
+  let isOver = false;
+  const seen: number[] = [];
+  const job = timed(BROADCAST).finally(() => {
+    isOver = true;
+  });
+  const wait = (ms: number) => database.query('select pg_sleep($1)', [ms / 1000]);
+  const watch = (async () => {
+    while (!isOver) {
+      const [row] = await database.query<{ processed: number | null }>(
+        `select (progress ->> 'processed')::integer as processed from broadcast_queue_jobs
+           where job_data ->> 'broadcast_id' = $1`,
+        [BROADCAST],
+      );
+      seen.push(row?.processed ?? 0);
+      await wait(100);
+    }
+  })();
+  const killDaemons = (async () => {
+    for (let next = 0; !isOver; next = 1 - next) {
+      await wait(8000);
+      if (isOver) return;
+      daemons[next]?.signal('SIGKILL');
+      await daemons[next]?.ended;
+      kills++;
+      daemons[next] = await start();
+    }
+  })();
+  const killSandbox = (async () => {
+    for (const after of [6000, 11_000]) {
+      await wait(after);
+      await sandbox.kill();
+      restarts++;
+      await startSandbox({ perSecond: 5000 });
+    }
+  })();
+  const { jobId, ms } = await job;
+  await Promise.all([watch, killDaemons, killSandbox]);
+
+  expect(kills).toBeGreaterThanOrEqual(3);
+  expect(restarts).toBe(2);
+  expect(ms).toBeLessThanOrEqual(undisturbed.ms + kills * (LEASE_MS + 2000) + restarts * 5000);
+  expect(seen).toEqual([...seen].sort((one, other) => one - other));
+  const progress = await progressOf(jobId);
+  expect(progress).toMatchObject({ total: 100_000, processed: 100_000 });
+  expect(progress.sent + progress.failed + progress.skipped + progress.unknown).toBe(100_000);
+  // One open batch of the sandbox's each time that it was killed.
+  expect(progress.unknown).toBeLessThanOrEqual(restarts * 125);
+  const { duplicates, sending } = await report(sandbox.url, BROADCAST);
+  expect({ duplicates, sending }).toEqual({ duplicates: 0, sending: 0 });
+  expect(await unreached()).toBe(0);
+}
+
+if (process.env.LONG_TESTS === '1') {
+  test(
+    '100,000 people at 5,000 a second, a daemon killed every eight seconds, the sandbox twice: nobody twice, in time',
+    hundredThousand,
+    300_000,
+  );
+}
+
 /** On the same port each time, as a service keeps its address. */
 async function startSandbox(options: { perSecond: number; recipients?: number }): Promise<void> {
   sandbox = await spawnSandbox(database.url, { port, ...options });
@@ -186,11 +264,11 @@ const startDaemon = (env: Record<string, string>) =>
     ...env,
   });
 
-async function enqueue(): Promise<string> {
+async function enqueue(broadcast = BROADCAST): Promise<string> {
   const [row] = await database.query<{ job_id: string }>(
     `insert into broadcast_queue_jobs (job_type, job_data, max_attempts) values ('send_broadcast', $1, 5)
      returning job_id`,
-    [{ broadcast_id: BROADCAST }],
+    [{ broadcast_id: broadcast }],
   );
   return row?.job_id ?? '';
 }
@@ -208,8 +286,8 @@ async function progressOf(jobId: string) {
   return { total: 0, processed: 0, sent: 0, failed: 0, skipped: 0, unknown: 0, ...progress };
 }
 
-function completed(jobId: string): Promise<boolean> {
-  return until('it is completed', async () => (await rowOf(jobId)).status === 'completed', 30_000);
+function completed(jobId: string, withinMs = 30_000): Promise<boolean> {
+  return until('it is completed', async () => (await rowOf(jobId)).status === 'completed', withinMs);
 }
 
 /** The process whose call is open, while a batch of it is delivered and not yet settled. */
@@ -227,8 +305,11 @@ async function unreached(): Promise<number> {
   const [row] = await database.query<{ people: number }>(
     `select count(*)::integer as people from broadcast_sandbox.users as u
      where opted_out_at is null and not (blocked_bot or deactivated or flaky)
-       and not exists (select from broadcast_sandbox.deliveries as d where d.user_id = u.user_id)
-       and not exists (select from broadcast_sandbox.ledger as l where l.user_id = u.user_id and l.state = 'unknown')`,
+       and not exists (select from broadcast_sandbox.deliveries as d
+                       where d.user_id = u.user_id and d.broadcast_id = $1)
+       and not exists (select from broadcast_sandbox.ledger as l
+                       where l.user_id = u.user_id and l.broadcast_id = $1 and l.state = 'unknown')`,
+    [BROADCAST],
   );
   return row?.people ?? 0;
 }

@@ -41,6 +41,7 @@ function claimOf(job: Partial<Job> = {}, claim: Partial<Claim> = {}): Claim {
     oversizeBytes: null,
     processed: 0,
     bot: null,
+    skipped: 0,
     windowWaitMs: null,
     limited: false,
     troubled: false,
