@@ -1,6 +1,7 @@
 /**
  * Writes what is derived from the table of settings: `.env.example`, and the configuration section of README.md between
- * its two markers. With `--check` it writes nothing, names each stale file and exits with 1.
+ * its two markers; and from the schemas of the service protocol, docs/service-openapi.json. With `--check` it writes
+ * nothing, names each stale file and exits with 1.
  *
  *     npx tsx scripts/generate.ts [--check]
  */
@@ -8,6 +9,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Setting, settings } from '../src/config/settings.js';
+import { serviceOpenapi } from './service-openapi.js';
 
 /** A generated file: its path below the root, and its whole text given the present one (empty if there is none). */
 export interface Generated {
@@ -19,6 +21,7 @@ export interface Generated {
 export const generated: readonly Generated[] = [
   { path: '.env.example', render: () => envExample() },
   { path: 'README.md', render: (present) => withConfiguration(present) },
+  { path: 'docs/service-openapi.json', render: () => serviceOpenapi() },
 ];
 
 function main(): void {

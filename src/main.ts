@@ -7,6 +7,7 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { CONTRACT_TEST_HELP, type ContractTestOptions, contractTest, UsageError } from './cli/contract-test.js';
 import { migrateCommand } from './cli/migrate.js';
 import { sandbox } from './cli/sandbox.js';
 import { startDaemon } from './cli/start.js';
@@ -14,6 +15,7 @@ import { loadConfig } from './config.js';
 import { SchemaError } from './db/migrate.js';
 import { ConfigError, DatabaseUnavailable } from './errors.js';
 import { createLogger, maskOf } from './logger.js';
+import { describeFlaws, type Flaw, isFlaw } from './sandbox/flaws.js';
 
 const EXIT = { failed: 1, usage: 2, database: 69, configuration: 78 } as const;
 
@@ -67,11 +69,50 @@ program
   .option('--port <number>', 'port to listen on', integer(0, 65_535), 4000)
   .option('--host <address>', 'address to listen on', '127.0.0.1')
   .option('--recipients <number>', 'sample users to make when there are none', integer(0, 10_000_000), 1000)
-  .option('--level <level>', 'level of the service protocol to speak: 0, 1 or 2', integer(0, 2), 2)
+  .option('--level <level>', 'level of the service protocol to speak: 0, 1, 2 or 3', integer(0, 3), 2)
   .option('--per-second <number>', 'messages a second', integer(1, 1_000_000))
-  .action((options: { port: number; host: string; recipients: number; level: 0 | 1 | 2; perSecond?: number }) =>
-    sandbox(process.env, { ...options, signal: stopSignal(), print }),
-  );
+  .option('--flaw <name>', 'a rule of the contract to break, see below; may be given several times', flaw)
+  .addHelpText('after', () => `\nFlaws, for trying out a check of the contract:\n${describeFlaws()}`)
+  .action((options: SandboxFlags) => {
+    const { flaw: flaws, ...rest } = options;
+    return sandbox(process.env, { ...rest, flaws, signal: stopSignal(), print });
+  });
+
+interface SandboxFlags {
+  port: number;
+  host: string;
+  recipients: number;
+  level: 0 | 1 | 2 | 3;
+  perSecond?: number;
+  flaw?: Flaw[];
+}
+
+program
+  .command('contract-test')
+  .description('try whether a broadcast service keeps the service protocol; it is made to send for real')
+  .argument('<url>', 'the base URL of the service, as in BROADCAST_SERVICE_URL')
+  .option('--level <level>', 'test up to this level (default: the one that the service claims)', integer(0, 3))
+  .option('--secret <whsec>', 'the signing secret (better as BROADCAST_SERVICE_SECRET, which ps does not show)')
+  .option('--token <token>', 'the bearer token (better as BROADCAST_SERVICE_TOKEN)')
+  .option('--broadcast <id>', 'an existing broadcast, where the service knows no others')
+  .option('--segment <id>', 'a segment; the job type is then send_segment_broadcast')
+  .option('--job-type <type>', 'the job type to call (default: send_broadcast)')
+  .option('--test-recipients <ids>', 'whom a test send may go to, with commas (default: 1)')
+  .option('--restart-cmd <command>', 'kills the service hard and starts it again')
+  .option('--slow-messenger', 'each message takes 50 ms or more here, see below')
+  .option('--only <checks>', 'only these checks, with commas, and those that they build upon')
+  .option('--timeout <seconds>', 'for each check', integer(1, 3600), 120)
+  .option('--json', 'print one JSON document')
+  .addHelpText('after', CONTRACT_TEST_HELP)
+  .action(async (url: string, options: ContractTestOptions, command: Command) => {
+    const surroundings = { env: process.env, version, signal: stopSignal(), print, complain };
+    try {
+      if (!(await contractTest(url, options, surroundings))) process.exitCode = EXIT.failed;
+    } catch (error) {
+      if (error instanceof UsageError) command.error(`error: ${error.message}`);
+      throw error;
+    }
+  });
 
 await run();
 
@@ -175,6 +216,11 @@ function databaseRefusal(error: unknown): { message: string; advice: string; exi
   const advice = REFUSALS[error.code];
   if (advice === undefined) return null;
   return { message: error.message, advice, exit: error.code === '42501' ? EXIT.failed : EXIT.database };
+}
+
+function flaw(name: string, before: Flaw[] = []): Flaw[] {
+  if (isFlaw(name)) return [...before, name];
+  throw new InvalidArgumentError(`it must be one of these\n${describeFlaws()}`);
 }
 
 function integer(min: number, max: number) {

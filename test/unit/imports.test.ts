@@ -40,6 +40,15 @@ const table: Readonly<Record<string, Rule>> = {
   logger: { ours: [], types: ['config'], packages: ['pino', 'pino-pretty'] },
   config: { ours: ['job', 'errors'] },
   sandbox: { ours: ['job', 'errors', 'broadcast/protocol'] },
+  // Writes requests with the daemon's own hand, and judges the answers by itself.
+  contract: {
+    ours: [
+      'job',
+      'errors',
+      ...['protocol', 'progress', 'reply', 'request', 'wording'].map((name) => `broadcast/${name}`),
+    ],
+    neverPackages: ['pg', 'fastify', 'undici'],
+  },
   job: { ours: [] },
   errors: { ours: [] },
   // What a Node bot imports never starts a worker; the page is a project of its own.
