@@ -55,10 +55,11 @@ declare
     'broadcast_enqueue', 'broadcast_enqueue_many', 'broadcast_progress', 'broadcast_usual_queue', 'broadcast_usual_key',
     'broadcast_queue_vanished', 'broadcast_window_fault', 'broadcast_window_is_sound', 'broadcast_window_opens'];
   for_viewers constant text[] := array['broadcast_progress', 'broadcast_usual_queue', 'broadcast_usual_key',
-    'broadcast_window_fault', 'broadcast_window_opens'];
+    'broadcast_window_fault', 'broadcast_window_opens', 'broadcast_why_waiting', 'broadcast_queue_processing_ms'];
   for_operators constant text[] := for_enqueuers || array[
     'broadcast_queue_lock', 'broadcast_pause', 'broadcast_resume', 'broadcast_cancel', 'broadcast_retry',
-    'broadcast_resend', 'broadcast_pause_queue', 'broadcast_resume_queue', 'broadcast_window_wait'];
+    'broadcast_resend', 'broadcast_pause_queue', 'broadcast_resume_queue', 'broadcast_window_wait',
+    'broadcast_why_waiting', 'broadcast_queue_processing_ms'];
 
   jobs      text := format('%I.broadcast_queue_jobs', schema_name);
   owner     oid := (select relowner from pg_class where oid = to_regclass(jobs));

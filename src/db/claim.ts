@@ -196,7 +196,7 @@ const due = (jobs: string, windowWait: string) => `
     from wanted
   ), of_bots as materialized (
     -- A bot's room is one for all queues and priorities.
-    select b.queue_name, b.priority, b.place, b.id
+    select b.queue_name, b.priority, b.id
     from (select bots.*, row_number() over (partition by bots.bot_id order by bots.priority desc, bots.place) as of_bot
           from bots join allowed using (queue_name) where bots.id is not null and allowed.slots > 0) b
     where b.of_bot <= coalesce((select room.jobs from room where room.bot_id = b.bot_id), b.of_bot)
@@ -219,12 +219,12 @@ const due = (jobs: string, windowWait: string) => `
            for no key update skip locked) others
           union all
           select * from (
-           select ${DUE_COLUMNS} from of_bots b join ${jobs} j on j.id = b.id
-           where lane.bots and b.queue_name = allowed.queue_name and b.priority = lane.priority
-             and j.id = any(array(select id from of_bots)) and j.due_at <= now()
-             and j.queue_name = allowed.queue_name and j.priority = lane.priority
-           order by b.place limit allowed.slots
-           for no key update of j skip locked) of_bots) j
+           -- "is true", lest the planner go by the time due and read all that is
+           select ${DUE_COLUMNS} from ${jobs} j
+           where lane.bots and (j.due_at <= now()) is true and j.id = any(array(
+             select b.id from of_bots b where b.queue_name = allowed.queue_name and b.priority = lane.priority))
+           order by j.due_at, j.id limit allowed.slots
+           for no key update skip locked) of_bots) j
         order by j.due_at, j.id limit allowed.slots) j
       limit allowed.slots) due
     where allowed.slots > 0

@@ -86,6 +86,11 @@ export function jobStore(database: Database, worker: Worker, settings: StoreSett
       return rows.length > 0;
     },
 
+    async fold() {
+      const rows = await database.query<{ folded: number }>(sql.fold, [FOLD_MAX], 'fold');
+      return (rows[0]?.folded ?? 0) === FOLD_MAX;
+    },
+
     async abandon(jobRowId, operation) {
       await database.query(sql.abandon, [jobRowId, operation]);
     },
@@ -126,6 +131,7 @@ export async function pruneBatch(
 }
 
 const PRUNE_BATCH_ROWS = 1000;
+const FOLD_MAX = 10_000;
 
 /** The highest epoch that a service may ask for: later claims must still fit into the column. */
 const EPOCH_MAX = 2_000_000_000;

@@ -198,6 +198,9 @@ export function statements(schema: string) {
       from due where a.id = due.id and a.tries < 10
       returning a.id, a.job as job_id, a.operation_url, a.tries`,
 
+    // How many differences it folded into the totals, of $1 at most.
+    fold: `select ${identifier(schema)}.broadcast_queue_fold($1) as folded`,
+
     ended: `delete from ${abandoned} where id = $1`,
 
     leave: `delete from ${workers} where worker_id = $1`,

@@ -33,6 +33,7 @@ export class Maintenance {
   readonly #reapAlarm = new Alarm();
   readonly #endAlarm = new Alarm();
   readonly #stop = new AbortController();
+  #foldAt = 0;
   readonly #tasks: ScheduledTask[] = [];
   #loops: Promise<unknown> = Promise.resolve();
   #stopping = false;
@@ -83,6 +84,7 @@ export class Maintenance {
         }
         const { reaped, nextExpiryMs } = await this.store.reap();
         failures = 0;
+        await this.#foldIfTime();
         if (reaped.length > 0) {
           this.events.emit('reaped', reaped);
           this.worker.wake();
@@ -98,6 +100,13 @@ export class Maintenance {
         await this.#reapAlarm.sleep(outagePauseMs(failures++, this.settings.random));
       }
     }
+  }
+
+  async #foldIfTime(): Promise<void> {
+    const now = performance.now();
+    if (now < this.#foldAt) return;
+    this.#foldAt = now + FOLD_EVERY_MS * (0.9 + 0.2 * this.settings.random());
+    for (let more = true; more && !this.#stopping; ) more = await this.store.fold();
   }
 
   async #keepEnding(): Promise<void> {
@@ -142,6 +151,9 @@ export class Maintenance {
     else this.events.emit('fault', doing, error instanceof Error ? error : new Error(String(error)));
   }
 }
+
+/** Unfolded differences cost whoever reads the totals, a little. */
+const FOLD_EVERY_MS = 10_000;
 
 /** A cancel rings; this is for what it could not end at once. */
 const END_EVERY_MS = 30_000;

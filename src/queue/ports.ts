@@ -116,6 +116,8 @@ export interface Store {
   tick(schedule: { name: string; type: string; data: string }, tick: Date): Promise<boolean>;
   /** Strikes this worker off the list. */
   leave(): Promise<void>;
+  /** Folds what changed into the totals; true when there is more to fold. */
+  fold(): Promise<boolean>;
   /** An operation that began after its job was cancelled is to be ended; nothing happens if it was not cancelled. */
   abandon(jobRowId: string, operation: string): Promise<void>;
   /** Operations that are to be ended now; each comes again later, with longer pauses, until it is `ended`. */

@@ -83,6 +83,8 @@ const TABLES = [
   'broadcast_queue_limits',
   'broadcast_queue_gates',
   'broadcast_queue_windows',
+  'broadcast_queue_differences',
+  'broadcast_queue_counts',
 ];
 
 export async function openQueue(): Promise<TestQueue> {
