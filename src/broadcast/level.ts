@@ -40,7 +40,7 @@ export function watchLevel({ level, onLevel }: LevelOptions): Level {
 }
 
 /**
- * Below level 2 a service knows neither dry runs nor test sends, and would send to everybody.
+ * Below level 2 a service knows neither dry runs nor test sends nor scopes, and would send to everybody.
  * @throws PermanentError
  */
 export function refuseBelowSlices(job: Job, level: number | null): void {
@@ -49,6 +49,10 @@ export function refuseBelowSlices(job: Job, level: number | null): void {
   if (job.dryRun) {
     const message = `a dry run needs a service of level 2, which does not send then; ${why}`;
     throw new PermanentError(message, { code: 'dry_run_unsupported' });
+  }
+  if (job.step.scope !== 'all') {
+    const message = `to send again to those ${job.step.scope} needs a service of level 2, any other sends to everybody; ${why}`;
+    throw new PermanentError(message, { code: 'scope_unsupported' });
   }
   if (isTestSend(job.payload)) {
     const message = `test_recipients need a service of level 2, which sends to nobody else then; ${why}`;

@@ -407,6 +407,13 @@ describe('the level of the service', () => {
       'test_send_unsupported',
       'level 1',
     ],
+    [
+      'a resend to the failed',
+      1,
+      () => aJob({ step: { seq: 3, cursor: null, scope: 'failed', previousFailure: null, operation: null } }),
+      'scope_unsupported',
+      'speaks level 1',
+    ],
   ])('%s is not even called at level %s', async (_name, level, job, code, text) => {
     const error = await failureOf(connect({ level: () => level }).call(job(), never()));
     expect(error).toBeInstanceOf(PermanentError);

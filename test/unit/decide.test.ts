@@ -7,11 +7,13 @@ import {
   type TransientDetail,
   TransientError,
 } from '../../src/errors.js';
-import type { Job, Outcome } from '../../src/job.js';
+import type { Job, Outcome, Step } from '../../src/job.js';
 import { backoffMs, decide, type Policy, STALLED_CALLS_LIMIT, STALLED_TIME_LIMIT_MS } from '../../src/queue/decide.js';
 import type { Claim, Settlement } from '../../src/queue/ports.js';
 
 const policy: Policy = { retryBaseDelayMs: 60_000, retryMaxDelayMs: 3_600_000, ambiguous: 'retry' };
+
+const STEP: Step = { seq: 0, cursor: null, scope: 'all', previousFailure: null, operation: null };
 
 function claimOf(job: Partial<Job> = {}, claim: Partial<Claim> = {}): Claim {
   return {
@@ -26,7 +28,7 @@ function claimOf(job: Partial<Job> = {}, claim: Partial<Claim> = {}): Claim {
       attempt: 1,
       maxAttempts: 3,
       epoch: 1,
-      step: { seq: 0, cursor: null, scope: 'all', previousFailure: null, operation: null },
+      step: STEP,
       dryRun: false,
       traceparent: null,
       createdAt: new Date(0),
@@ -103,6 +105,60 @@ describe('what follows', () => {
       'retry',
       { attempts: 'refund', dueInMs: 1000, holdReason: 'quiet_hours' },
       { kind: 'hold', reason: 'quiet_hours', delayMs: -50 },
+    ],
+    [
+      'a wait before the call costs nothing, and is not counted',
+      'retry',
+      { attempts: 'refund', dueInMs: 700, holdReason: 'its turn', stalled: null, unstarted: true, record: null },
+      { kind: 'wait', reason: 'its turn', delayMs: 700 },
+    ],
+    [
+      'a sliced broadcast stays processing while it waits, and keeps what its last call failed with',
+      'processing',
+      { unstarted: false, previousFailure: 'timeout' },
+      { kind: 'wait', reason: 'its turn', delayMs: 700 },
+      claimOf({ step: { ...STEP, seq: 4, cursor: 'c', previousFailure: 'timeout' } }, { first: false }),
+    ],
+    [
+      'an operation is asked again, and only its time without progress counts',
+      'processing',
+      { attempts: 'refund', dueInMs: 5000, operation: '/o/1', stalled: 'time' },
+      { kind: 'operation', location: '/o/1', delayMs: 5000, progress: { processed: 5 } },
+      claimOf({ step: { ...STEP, operation: '/o/1' } }, { processed: 5 }),
+    ],
+    [
+      'a question that failed leaves the operation',
+      'retry',
+      { attempts: 'refund', operation: '/o/1' },
+      failing({ cost: 'free', code: 'http_500' }),
+      claimOf({ step: { ...STEP, operation: '/o/1' } }),
+    ],
+    [
+      'a failed operation is over',
+      'retry',
+      { attempts: 'keep', operation: null },
+      failing({ code: 'service_failed' }),
+      claimOf({ step: { ...STEP, operation: '/o/1' } }),
+    ],
+    [
+      'an incomplete broadcast fails, and keeps its counts',
+      'failed',
+      { errorCode: 'incomplete', flags: ['incomplete'], progress: { total: 9, processed: 7 }, result: '{}' },
+      { kind: 'incomplete', reason: '7 of 9', result: '{}', progress: { total: 9, processed: 7 }, httpStatus: 200 },
+    ],
+    [
+      'a slice of a resend that moves on is not circling, though the same people are processed again',
+      'processing',
+      { attempts: 'refund', stalled: 'time' },
+      { kind: 'continue', cursor: 'd', progress: { processed: 5 }, delayMs: 0 },
+      claimOf({ step: { ...STEP, seq: 4, cursor: 'c', scope: 'failed' } }, { processed: 5 }),
+    ],
+    [
+      'a slice of a resend that does not move on is',
+      'processing',
+      { stalled: 'call' },
+      { kind: 'continue', cursor: 'c', progress: { processed: 5 }, delayMs: 0 },
+      claimOf({ step: { ...STEP, seq: 4, cursor: 'c', scope: 'failed' } }, { processed: 5 }),
     ],
     ['a cancel by the service ends it', 'cancelled', { errorMessage: 'gone' }, { kind: 'cancel', reason: 'gone' }],
     ['a permanent error fails at once', 'failed', { errorCode: 'x' }, new PermanentError('no', { code: 'x' })],
