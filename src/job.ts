@@ -105,9 +105,13 @@ export interface BroadcastService {
 
 /** Housekeeping on the queue's own table, as handlers see it. */
 export interface Pruner {
-  /** Deletes finished jobs in batches; resolves with the number deleted. `queue` null means every queue. */
+  /**
+   * Deletes finished jobs in batches; resolves with the number deleted. `queue` null means every queue. A queue's own
+   * retention, where it has one, goes before the days given, unless `everyQueueAlike` says that those for completed jobs
+   * were asked for.
+   */
   prune(
-    what: { completedOlderThanDays: number; deadOlderThanDays: number; queue: string | null },
+    what: { completedOlderThanDays: number; deadOlderThanDays: number; queue: string | null; everyQueueAlike: boolean },
     signal: AbortSignal,
   ): Promise<number>;
 }

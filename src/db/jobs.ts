@@ -1,7 +1,7 @@
 /**
  * The queue's store: what the core asks for, as the statements of statements.ts, their values and their rows.
  */
-import type { Job, Progress, Step } from '../job.js';
+import type { Job, Progress, Pruner, Step } from '../job.js';
 import type { Claim, Reaped, SettleAnswer, Settlement, Store, Worker } from '../queue/ports.js';
 import type { Database, Row } from './pool.js';
 import { statements } from './statements.js';
@@ -117,7 +117,7 @@ export function jobStore(database: Database, worker: Worker, settings: StoreSett
 /** @returns the number of jobs deleted by one batch, and the id to go on after; null when the end is reached */
 export async function pruneBatch(
   database: Database,
-  what: { completedOlderThanDays: number; deadOlderThanDays: number; queue: string | null },
+  what: Parameters<Pruner['prune']>[0],
   afterId: string,
 ): Promise<{ deleted: number; lastId: string | null }> {
   const rows = await database.query<{ deleted: number; last_id: string | null }>(statements(database.schema).prune, [
@@ -126,6 +126,7 @@ export async function pruneBatch(
     what.queue,
     afterId,
     PRUNE_BATCH_ROWS,
+    what.everyQueueAlike,
   ]);
   return { deleted: rows[0]?.deleted ?? 0, lastId: rows[0]?.last_id ?? null };
 }

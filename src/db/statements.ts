@@ -12,6 +12,7 @@ export function statements(schema: string) {
   const workers = `${identifier(schema)}.broadcast_queue_workers`;
   const schedules = `${identifier(schema)}.broadcast_queue_schedules`;
   const abandoned = `${identifier(schema)}.broadcast_queue_abandoned`;
+  const retention = `${identifier(schema)}.broadcast_queue_retention`;
   const usualQueue = `${identifier(schema)}.broadcast_usual_queue`;
 
   return {
@@ -205,26 +206,31 @@ export function statements(schema: string) {
 
     leave: `delete from ${workers} where worker_id = $1`,
 
-    // $1 days for completed, $2 days for failed and cancelled, $3 queue or null, $4 after this id, $5 rows to look at.
-    // Walks the primary key and stops at the first batch that was created after both limits: nothing later can have
+    // $1 days for completed, $2 days for failed and cancelled, $3 queue or null, $4 after this id, $5 rows to look at,
+    // $6 the days given hold for the completed of every queue, whatever its own retention.
+    // Walks the primary key and stops at the first batch that was created after all limits: nothing later can have
     // finished earlier, but for rows of transactions that were open for days, and those go another night.
     prune: `
       with walked as materialized (
         select id, status, completed_at, queue_name, created_at from ${jobs}
         where id > $4::bigint order by id limit $5::integer
+      ), old as materialized (
+        select w.id, w.completed_at from walked w
+        left join ${retention} r on r.queue_name = w.queue_name and r.status = w.status
+                                    and not ($6::boolean and w.status = 'completed')
+        where w.status in ('completed', 'failed', 'cancelled') and ($3::text is null or w.queue_name = $3)
+          and w.completed_at < now() - interval '1 day'
+            * coalesce(r.days, case when w.status = 'completed' then $1::float8 else $2::float8 end)
       ), doomed as (
-        delete from ${jobs} j using walked w
-        where j.id = w.id and j.id = any(array(select id from walked))
-          and ($3::text is null or j.queue_name = $3)
-          and (j.status = 'completed' and j.completed_at < now() - $1::float8 * interval '1 day'
-               or j.status in ('failed', 'cancelled') and j.completed_at < now() - $2::float8 * interval '1 day')
+        delete from ${jobs} j using old
+        where j.id = old.id and j.id = any(array(select id from old)) and j.completed_at = old.completed_at
         returning j.id
       ), told as (
         delete from ${attempts} a using doomed where a.job = doomed.id
       )
       select (select count(*)::integer from doomed) as deleted,
-             case when count(*) = $5::integer
-                    and min(created_at) < now() - least($1::float8, $2::float8) * interval '1 day'
+             case when count(*) = $5::integer and min(created_at) < now() - interval '1 day'
+                         * least($1::float8, $2::float8, (select min(days) from ${retention}))
                then max(id) end as last_id
       from walked`,
   };

@@ -25,10 +25,10 @@ export function cleanupQueue(retention: Retention): Handler {
     async run(job, { pruner }, signal) {
       const { days_old, queue_name } = read(job);
       const completedOlderThanDays = days_old ?? retention.completedDays;
-      const deleted = await pruner.prune(
-        { completedOlderThanDays, deadOlderThanDays: retention.deadDays, queue: queue_name ?? null },
-        signal,
-      );
+      const deadOlderThanDays = retention.deadDays;
+      const everyQueueAlike = days_old !== undefined;
+      const what = { completedOlderThanDays, deadOlderThanDays, queue: queue_name ?? null, everyQueueAlike };
+      const deleted = await pruner.prune(what, signal);
       return { kind: 'done', result: JSON.stringify({ deleted, days_old: completedOlderThanDays }) };
     },
   };

@@ -4,6 +4,7 @@ import { pruneBatch } from '../../src/db/jobs.js';
 import { jobPruner } from '../../src/db/pruner.js';
 import { Interrupted } from '../../src/errors.js';
 import { claimOne, fromNow, openQueue, settlement, type TestQueue } from '../support/store.js';
+import { until } from '../support/until.js';
 
 let queue: TestQueue;
 
@@ -56,7 +57,7 @@ describe('a tick of a schedule', () => {
 });
 
 describe('pruning', () => {
-  const WHAT = { completedOlderThanDays: 7, deadOlderThanDays: 30, queue: null };
+  const WHAT = { completedOlderThanDays: 7, deadOlderThanDays: 30, queue: null, everyQueueAlike: false };
   const never = new AbortController().signal;
   const prune = (what = {}) => jobPruner(queue.database).prune({ ...WHAT, ...what }, never);
 
@@ -90,6 +91,44 @@ describe('pruning', () => {
     expect(await prune({ queue: 'mine' })).toBe(1);
     expect(await queue.jobs()).toMatchObject([{ queue_name: 'broadcasts' }]);
   });
+
+  test('keeps to the retention of a queue and status that has its own', async () => {
+    await queue.query(`select broadcast_set_retention('logs', 'completed', 0.5),
+      broadcast_set_retention('legal', 'completed', 3650), broadcast_set_retention('legal', 'failed', 3650)`);
+    for (const queue_name of ['logs', 'legal', 'broadcasts']) {
+      for (const days of [1, 8]) await finished('completed', days, { queue_name });
+      await finished('failed', 31, { queue_name });
+    }
+    expect(await prune()).toBe(2 + 1 + 0 + 1 + 1);
+    const left = await queue.query('select queue_name, status from broadcast_queue_jobs order by id');
+    expect(left.map(({ queue_name, status }) => `${queue_name} ${status}`)).toEqual([
+      ...['legal completed', 'legal completed', 'legal failed'],
+      'broadcasts completed',
+    ]);
+    await queue.query(`select broadcast_set_retention('legal', 'completed', null)`);
+    expect(await prune()).toBe(1);
+  });
+
+  test('asked for days of its own, it takes the completed of every queue alike', async () => {
+    await queue.query(`select broadcast_set_retention('legal', 'completed', 3650)`);
+    await finished('completed', 8, { queue_name: 'legal' });
+    expect(await prune({ everyQueueAlike: true })).toBe(1);
+  });
+
+  test('spares a job that was sent back while it looked', async () => {
+    const { job_id } = await finished('failed', 31);
+    const session = await queue.session();
+    await session.query('begin');
+    await session.query('select broadcast_retry($1)', [job_id]);
+    const pruned = prune();
+    await until('it waits for the row', async () => (await waiting()) > 0);
+    await session.query('commit');
+    expect(await pruned).toBe(0);
+  });
+
+  const waiting = async () =>
+    (await queue.query(`select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`))
+      .length;
 
   test('takes the history of a job with it, and no other', async () => {
     const [gone, kept] = [await finished('failed', 31), await finished('failed', 1)];

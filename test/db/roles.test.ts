@@ -177,7 +177,7 @@ async function liveThroughAll(mine: ReturnType<typeof openDatabase>): Promise<vo
   const late = jobStore(mine, worker('a worker'), { ...SETTINGS, leaseMs: 1 });
   await mine.query(`update "${mine.schema}".broadcast_queue_leases set expires_at = now() - interval '1 second'`);
   await late.reap();
-  await pruneBatch(mine, { completedOlderThanDays: 0, deadOlderThanDays: 0, queue: null }, '0');
+  await pruneBatch(mine, { completedOlderThanDays: 0, deadOlderThanDays: 0, queue: null, everyQueueAlike: false }, '0');
   await pauseQueue(mine, 'mine', 'a test', 'a worker');
   await store.leave();
 }

@@ -85,6 +85,7 @@ const TABLES = [
   'broadcast_queue_windows',
   'broadcast_queue_differences',
   'broadcast_queue_counts',
+  'broadcast_queue_retention',
 ];
 
 export async function openQueue(): Promise<TestQueue> {
