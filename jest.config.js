@@ -19,6 +19,8 @@ export default {
   globalTeardown: '<rootDir>/test/support/global-teardown.js',
   collectCoverageFrom: ['src/**/*.ts'],
   coverageProvider: 'v8',
+  setupFilesAfterEnv: ['<rootDir>/test/support/turns.ts'],
   testTimeout: 20_000,
-  maxWorkers: 2,
+  // More than cores, since most tests wait most of the time.
+  maxWorkers: 4,
 };

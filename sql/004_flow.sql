@@ -4,7 +4,9 @@
 -- A limit is so many messages a second, jobs at once, or both, for a queue or for a bot. Before a call that a limit
 -- governs the daemon asks for a grant: how many people the call may reach, at what pace, from when on. Grants of one
 -- limit follow one another without overlap: next_free_at is where the last one ends. A grant lasts about a second, and
--- is given a tenth of a second ahead at most, so that a changed limit is obeyed at once.
+-- is given a tenth of a second ahead at most, so that a changed limit is obeyed at once. Where a call takes longer than its
+-- grant, by a stumble of a machine, the next one waits until it has reported; but not for a service that is always slower
+-- than the pace that it is given, of which several calls together come up to the limit.
 --
 -- A gate keeps everybody from calling until it opens: the bot's, or the service's. The breaker is a gate that failures
 -- close, and that opens a little at a time: one call, by one daemon, after pauses that grow, until one succeeds.
@@ -18,6 +20,9 @@ create table broadcast_queue_limits (
   -- jobs at once, over all daemons
   max_concurrent  integer,
   next_free_at    timestamptz not null default clock_timestamp(),
+  -- the last grant has not been reported yet, and is waited for until then; how many in a row were reported late
+  held_until      timestamptz,
+  late            smallint    not null default 0,
   -- rises with every claim under max_concurrent, so that of two claims at once the later sees that it counted too few
   claims          bigint      not null default 0,
   updated_at      timestamptz not null default clock_timestamp(),
@@ -224,14 +229,6 @@ begin
     now()), now());
 end $$;
 
--- How many more of this bot's jobs may run beside those that do; null: as many as there are.
-create function broadcast_queue_bot_room(bot text, running integer) returns integer
-language plpgsql stable set search_path from current as $$
-begin
-  return (select greatest(l.max_concurrent - coalesce(running, 0), 0) from broadcast_queue_limits l
-          where l.key = 'bot:' || bot and l.max_concurrent is not null);
-end $$;
-
 -- Asks for what one call may do: at most `most` people, and about a second's worth of every limit that governs it.
 -- items null: no limit governs it any more. items 0: not now, but perhaps in wait_ms. Else it may begin in wait_ms, is
 -- to keep to per_second, and its time is over lasts_ms later; `receipt` goes back with broadcast_queue_grant_used.
@@ -244,6 +241,7 @@ declare
   l       record;
   moment  timestamptz;
   begins  timestamptz := '-infinity';
+  held    timestamptz;
   shut    timestamptz;
 begin
   -- In the order of their keys, so that no two calls wait for each other.
@@ -252,6 +250,7 @@ begin
            order by b.key for no key update loop
     per_second := least(per_second, l.per_second);
     begins := greatest(begins, l.next_free_at);
+    held := greatest(held, case when l.late < 3 then l.held_until end);
   end loop;
   if per_second is null then
     return;
@@ -263,6 +262,10 @@ begin
     items := 0;
     wait_ms := extract(epoch from greatest(shut, begins - interval '80 milliseconds') - moment)::float8 * 1000;
     return;
+  elsif held > moment then
+    items := 0;
+    wait_ms := extract(epoch from greatest(begins, least(held, moment + interval '50 milliseconds')) - moment)::float8 * 1000;
+    return;
   end if;
   begins := greatest(begins, moment);
   items := greatest(least(most, floor(per_second)::integer), 1);
@@ -271,7 +274,10 @@ begin
   -- A fiftieth of rest between two grants: no call begins on the dot, and the limit must hold.
   with given as (
     update broadcast_queue_limits b
-      set next_free_at = begins + items / b.per_second * 1.02 * interval '1 second'
+      set next_free_at = begins + items / b.per_second * 1.02 * interval '1 second',
+          -- only the limit that sets the pace is full; on the others calls may run side by side
+          held_until = case when b.per_second = broadcast_queue_grant.per_second
+                         then begins + (least(lasts_ms, 2000) + 1000) * interval '1 millisecond' end
       where b.key in ('queue:' || queue, 'bot:' || bot) and b.per_second is not null
       returning b.key, b.next_free_at
   ) select jsonb_object_agg(given.key, given.next_free_at) into receipt from given;
@@ -282,21 +288,26 @@ end $$;
 create function broadcast_queue_grant_used(receipt jsonb, items integer, used bigint) returns void
 language plpgsql set search_path from current as $$
 declare
-  earlier boolean;
+  keys    constant text[] := array(select jsonb_object_keys(receipt));
+  moment  constant timestamptz := clock_timestamp();
+  freed   boolean;
 begin
-  -- In the order of the grants.
-  perform from broadcast_queue_limits l where l.key in (select jsonb_object_keys(receipt)) order by l.key for no key update;
+  -- In the same order as the grants.
+  perform from broadcast_queue_limits l where l.key = any(keys) order by l.key for no key update;
   with returned as (
     update broadcast_queue_limits l
-    set next_free_at = case when used < items
-      then greatest(clock_timestamp(), l.next_free_at - (items - used) / l.per_second * 1.02 * interval '1 second')
-      else l.next_free_at + least((used - items) / l.per_second, 3600) * interval '1 second' end
-    from jsonb_each_text(receipt) granted (key, until)
-    where l.key = granted.key and l.per_second is not null and used <> items
-      and (used > items or l.next_free_at = granted.until::timestamptz)
-    returning l.next_free_at < granted.until::timestamptz - interval '20 milliseconds' as earlier
-  ) select bool_or(returned.earlier) into earlier from returned;
-  if earlier then
+    set next_free_at = case
+          when used > items then l.next_free_at + least((used - items) / l.per_second, 3600) * interval '1 second'
+          when used < items and l.next_free_at = (receipt ->> l.key)::timestamptz
+            then greatest(moment, l.next_free_at - (items - used) / l.per_second * 1.02 * interval '1 second')
+          else l.next_free_at end,
+        late = case when l.held_until is null then l.late
+                    when moment > (receipt ->> l.key)::timestamptz then least(l.late + 1, 3) else 0 end,
+        held_until = case when l.next_free_at <> (receipt ->> l.key)::timestamptz then l.held_until end
+    where l.key = any(keys) and l.per_second is not null
+    returning (receipt ->> l.key)::timestamptz as until, l.next_free_at
+  ) select bool_or(moment > r.until or r.next_free_at < r.until - interval '20 milliseconds') into freed from returned r;
+  if freed then
     perform pg_notify('broadcast_queue', '');
   end if;
 end $$;
@@ -324,14 +335,16 @@ begin
       and j.id = any(array(select unnest(r.job_ids) from broadcast_queue_leases r))
     group by j.bot_id
   ), met as materialized (
-    select m.bot_id, broadcast_queue_bot_opens(m.bot_id) as opens_at, broadcast_queue_bot_room(m.bot_id,
-             (select r.jobs from running r where r.bot_id = m.bot_id)) as room
-    from (select distinct h.bot_id from head h) m
+    select m.*, broadcast_queue_bot_opens(m.bot_id) as opens_at,
+           (select greatest(l.max_concurrent - coalesce((select r.jobs from running r where r.bot_id = m.bot_id), 0), 0)
+            from broadcast_queue_limits l where l.key = 'bot:' || m.bot_id) as room
+    from (select h.bot_id, array_agg(h.id order by h.due_at, h.id) as ids,
+                 array_agg(h.due_at order by h.due_at, h.id) as dues
+          from head h group by h.bot_id) m
   ), ready as materialized (
-    select h.id, h.bot_id, h.due_at
-    from (select head.*, row_number() over (partition by head.bot_id order by head.due_at, head.id) as of_bot
-          from head) h
-    join met using (bot_id) where met.opens_at is null and (met.room is null or h.of_bot <= met.room)
+    select j.id, met.bot_id, j.due_at
+    from met cross join unnest(met.ids, met.dues) with ordinality j (id, due_at, of_bot)
+    where met.opens_at is null and (met.room is null or j.of_bot <= met.room)
   ), clogged as materialized (
     select (select count(*) from head) = head_rows and (select count(*) from ready) < free as yes
   ), bot (bot_id, n) as (
@@ -347,8 +360,10 @@ begin
     where bot.n < bots_read
   ), behind as materialized (
     select j.id, j.bot_id, j.due_at, b.opens_at
-    from (select bot.bot_id, broadcast_queue_bot_opens(bot.bot_id) as opens_at, broadcast_queue_bot_room(bot.bot_id,
-                   (select r.jobs from running r where r.bot_id = bot.bot_id)) as room
+    from (select bot.bot_id, broadcast_queue_bot_opens(bot.bot_id) as opens_at,
+                 (select greatest(
+                    l.max_concurrent - coalesce((select r.jobs from running r where r.bot_id = bot.bot_id), 0), 0)
+                  from broadcast_queue_limits l where l.key = 'bot:' || bot.bot_id) as room
           from bot offset 0) b
     cross join lateral (
       select j.id, j.bot_id, j.due_at from broadcast_queue_jobs j

@@ -64,7 +64,7 @@ export function claimStatement(schema: string): string {
       where l.key = any(array(
         select room.key from room join claimed on room.queue_name = claimed.queue_name or room.bot_id = claimed.bot_id))
     )
-    select ${nextLook(jobs)} as next_due_ms,
+    select ${nextLook(jobs)} as next_due_ms, exists (select from room) as capped,
       c.id, c.job_id, c.queue_name, c.job_type, c.bot_id,
       left(coalesce(c.job_data ->> 'broadcast_id', c.job_data ->> 'broadcastId'), 100) as broadcast_id,
       left(coalesce(c.job_data ->> 'segment_id', c.job_data ->> 'segmentId'), 100) as segment_id,
@@ -102,7 +102,7 @@ const CALLS_NOBODY = `'cleanup'`;
  * of a priority that are far in the future do not stand in the way of a lower one that is due. Jobs that name a bot stand
  * apart from the others.
  */
-const lanes = (jobs: string) => `
+export const lanes = (jobs: string) => `
   line (queue_name, priority, names_bot) as (
     (select queue_name, priority, names_bot from ${jobs} where due_at is not null
      order by queue_name, priority desc, names_bot limit 1)
@@ -111,7 +111,8 @@ const lanes = (jobs: string) => `
       (select j.queue_name, j.priority, j.names_bot from ${jobs} j
        where not line.names_bot and j.due_at is not null and j.queue_name = line.queue_name
          and j.priority = line.priority and j.names_bot
-       limit 1)
+       -- in order, lest the planner read the table until it meets one
+       order by j.due_at limit 1)
       union all
       (select j.queue_name, j.priority, j.names_bot from ${jobs} j
        where j.due_at is not null and j.queue_name = line.queue_name and j.priority < line.priority

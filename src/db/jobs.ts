@@ -36,7 +36,7 @@ export function jobStore(database: Database, worker: Worker, settings: StoreSett
         'claim',
       );
       const claims = rows.filter((row) => row.id !== null).map((row) => toClaim(row, leaseId, askedAt));
-      return { claims, nextDueMs: rows[0]?.next_due_ms ?? null };
+      return { claims, nextDueMs: rows[0]?.next_due_ms ?? null, capped: rows[0]?.capped ?? false };
     },
 
     async settle(settlements, finishedLeases) {
@@ -139,6 +139,7 @@ const EPOCH_MAX = 2_000_000_000;
 
 interface ClaimRow extends Row {
   next_due_ms: number | null;
+  capped: boolean;
   id: string | null;
   job_id: string;
   queue_name: string;

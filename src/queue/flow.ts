@@ -86,7 +86,7 @@ export class Flow {
       if (answer.kind === 'granted') {
         const granted = { ...answer, beginsAt: performance.now() + answer.waitMs };
         if (await this.#slept(answer.waitMs, signal, false)) return granted;
-        await this.#giveBack(granted, 0);
+        await this.#report(granted, 0);
         throw interrupted(signal);
       }
       if (performance.now() + answer.waitMs > patientUntil) return answer;
@@ -109,11 +109,12 @@ export class Flow {
       if (didNothing(error)) used = 0;
       throw error;
     } finally {
-      if (used !== granted.items) await this.#giveBack(granted, used);
+      await this.#report(granted, used);
     }
   }
 
-  async #giveBack({ receipt, items }: Granted, used: number): Promise<void> {
+  /** What is left goes back, and whoever waits for this call to end goes on. */
+  async #report({ receipt, items }: Granted, used: number): Promise<void> {
     // Where the database is away the rest is lost: that is the safe side.
     await this.#told(() => this.store.used(receipt, items, used));
   }

@@ -93,13 +93,14 @@ export interface Store {
    * Claims due jobs, highest priority first, then earliest due, then lowest id.
    * @param leaseId made by the caller, so that a claim whose answer was lost can be released by its name
    * @param free free slots by queue; `others` for each queue not named
-   * @returns the jobs in that order, and in how many milliseconds the next one is due (null: none known)
+   * @returns the jobs in that order, and in how many milliseconds the next one is due (null: none known). `capped`: a
+   * limit on jobs at once had its say, so that a job that ends may make room for another
    */
   claim(
     leaseId: string,
     free: ReadonlyMap<string, number>,
     others: number,
-  ): Promise<{ claims: Claim[]; nextDueMs: number | null }>;
+  ): Promise<{ claims: Claim[]; nextDueMs: number | null; capped: boolean }>;
   /**
    * Applies settlements, each only if its lease is still held, and forgets the leases named.
    * @returns an answer for each, in order
@@ -163,7 +164,7 @@ export interface ServiceFailure {
 /** Limits, gates and the breaker, shared by all daemons. Every method is one statement, as in Store. */
 export interface FlowStore {
   grant(queue: string, bot: string | null, most: number): Promise<GrantAnswer>;
-  /** What is left of a grant goes back, where nobody was granted the time after it. */
+  /** The call has ended: what is left of its grant goes back, where nobody was granted the time after it. */
   used(receipt: string, items: number, used: number): Promise<void>;
   /** Messages a second that the limits allow now; null: no limit. Takes nothing. */
   pace(queue: string, bot: string | null): Promise<number | null>;

@@ -148,7 +148,7 @@ export class QueueWorker {
       if (answer.claims.length > 0) await this.#handBack(leaseId);
       return 0;
     }
-    this.#rememberHunger(free, answer.claims);
+    this.#rememberHunger(free, answer);
     if (answer.claims.length > 0) {
       this.#leases.add(leaseId, answer.claims, askedAt);
       this.events.emit('claimed', answer.claims.length);
@@ -177,12 +177,15 @@ export class QueueWorker {
     return any ? free : null;
   }
 
-  #rememberHunger(free: ReadonlyMap<string, number>, claims: readonly Claim[]): void {
+  #rememberHunger(
+    free: ReadonlyMap<string, number>,
+    { claims, capped }: { readonly claims: readonly Claim[]; readonly capped: boolean },
+  ): void {
     const taken = new Map<string, number>();
     for (const { job } of claims) taken.set(job.queue, (taken.get(job.queue) ?? 0) + 1);
     this.#hungry.clear();
     for (const queue of new Set([...free.keys(), ...taken.keys()])) {
-      if ((taken.get(queue) ?? 0) >= (free.get(queue) ?? this.settings.slots.others)) this.#hungry.add(queue);
+      if (capped || (taken.get(queue) ?? 0) >= (free.get(queue) ?? this.settings.slots.others)) this.#hungry.add(queue);
     }
   }
 

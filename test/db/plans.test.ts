@@ -1,7 +1,7 @@
 /**
- * The plans of the statements that run all the time, on a table of 200,000 rows of which a handful is due: with no
- * statistics, with statistics of another time, and with fresh ones; planned once for all values, as the daemon has it
- * done, and for given ones, as behind a pooler.
+ * The plans of the statements that run all the time, on a table of 230,000 rows of which a handful may go: the others are
+ * over, paused, far in the future, or of a bot whose gate is closed. With no statistics, with statistics of another time,
+ * and with fresh ones; planned once for all values, as the daemon has it done, and for given ones, as behind a pooler.
  */
 import { randomUUID } from 'node:crypto';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
@@ -33,8 +33,19 @@ afterAll(async () => {
 async function insertFuture(count: number): Promise<void> {
   await daemon.query(
     `insert into broadcast_queue_jobs (job_type, job_data, priority, scheduled_at)
-     select 'send_broadcast', '{"broadcast_id": 1}', 1 + n % 5, now() + n * interval '1 minute'
+     select 'send_broadcast', case when n % 2 = 0 then '{}' else jsonb_build_object('bot_id', n % 40) end, 1 + n % 5,
+            now() + n * interval '1 minute'
      from generate_series(1, $1::integer) n`,
+    [count],
+  );
+}
+
+/** Due before all others, and of a bot that may not be called. */
+async function insertGated(count: number): Promise<void> {
+  await daemon.query("select broadcast_close_gate('bot:shut', 3600000)");
+  await daemon.query(
+    `insert into broadcast_queue_jobs (job_type, job_data, scheduled_at)
+     select 'send_broadcast', '{"bot_id": "shut"}', now() - interval '1 day' from generate_series(1, $1::integer)`,
     [count],
   );
 }
@@ -42,7 +53,9 @@ async function insertFuture(count: number): Promise<void> {
 async function insertDue(count: number): Promise<void> {
   await daemon.query(
     `insert into broadcast_queue_jobs (job_type, job_data, scheduled_at)
-     select 'send_broadcast', '{"broadcast_id": 1}', now() - n * interval '1 second' from generate_series(1, $1::integer) n`,
+     select 'send_broadcast', case when n % 2 = 0 then '{}' else jsonb_build_object('bot_id', n % 20) end,
+            now() - n * interval '1 second'
+     from generate_series(1, $1::integer) n`,
     [count],
   );
 }
@@ -53,6 +66,9 @@ async function load(): Promise<void> {
     select 'send_broadcast', '{"broadcast_id": 1}', 'completed', now() from generate_series(1, 100000)`);
   await daemon.query('analyze broadcast_queue_jobs');
   await insertFuture(100_000);
+  await insertGated(20_000);
+  await daemon.query(`insert into broadcast_queue_jobs (job_type, job_data, status)
+    select 'send_broadcast', '{"broadcast_id": 1}', 'paused' from generate_series(1, 10000)`);
   await insertDue(100);
   const claims = await claim(queue.store(), 50);
   given.lease = claims[0]?.leaseId ?? given.lease;
@@ -75,7 +91,7 @@ const CASES: Record<string, () => [text: string, values: Value[]]> = {
   release: () => [sql.release, [`{${given.lease}}`]],
   reap: () => [sql.reap, [1, false]],
   tick: () => [sql.tick, ['cleanup', '2026-01-01T00:00:00Z', 'cleanup_queue', '{}']],
-  prune: () => [sql.prune, [7, 30, null, 0, 1000]],
+  prune: () => [sql.prune, [7, 30, null, 0, 1000, false]],
 };
 
 interface Plan extends Row {
@@ -114,12 +130,12 @@ async function explainPrepared(database: Database, name: string, options = ''): 
   return plan;
 }
 
-/** The pages that a claim of fifty reads and writes, and then does not do. */
-async function pagesOfClaim(explaining: () => Promise<Plan>): Promise<number> {
+/** The pages that a statement of so many rows reads and writes, and then does not do; its functions' as well. */
+async function pagesOf(rows: number, explaining: () => Promise<Plan>): Promise<number> {
   await daemon.query('begin');
   const plan = await explaining();
   await daemon.query('rollback');
-  expect(plan['Actual Rows']).toBe(50);
+  expect(plan['Actual Rows']).toBe(rows);
   return (plan['Shared Hit Blocks'] ?? 0) + (plan['Shared Read Blocks'] ?? 0);
 }
 
@@ -166,8 +182,9 @@ describe('on an empty table', () => {
     await prepare(daemon, 'claim');
     await explainPrepared(daemon, 'claim', ', analyze');
     await insertFuture(50_000);
+    await insertGated(20_000);
     await insertDue(100);
-    expect(await pagesOfClaim(() => explainPrepared(daemon, 'claim', ', analyze, buffers'))).toBeLessThan(PAGES_MAX);
+    expect(await pagesOf(50, () => explainPrepared(daemon, 'claim', ', analyze, buffers'))).toBeLessThan(PAGES_MAX);
     await daemon.query('deallocate statement');
   });
 });
@@ -198,7 +215,45 @@ describe.each(STATISTICS)('with %s', (_, bringAbout) => {
     expectIndexes(name, await explain(pooled, name));
   });
 
-  test('a claim of fifty reads some hundred pages, not the table', async () => {
-    expect(await pagesOfClaim(() => explain(daemon, 'claim', ', analyze, buffers'))).toBeLessThan(PAGES_MAX);
+  test('a claim of fifty, half of them of bots, reads some hundred pages, not the table', async () => {
+    expect(await pagesOf(50, () => explain(daemon, 'claim', ', analyze, buffers'))).toBeLessThan(PAGES_MAX);
+  });
+});
+
+describe('with 10,000 limits, where there was one before', () => {
+  beforeAll(async () => {
+    await daemon.query("select broadcast_set_limit('queue:broadcasts', 30), broadcast_set_limit('bot:shop', 25)");
+    await daemon.query('analyze broadcast_queue_limits');
+    // The plans are made now, and kept.
+    for (const text of Object.values(ASKS)) for (let n = 0; n < 7; n++) await daemon.query(text);
+    await daemon.query(`insert into broadcast_queue_limits (key, per_second, max_concurrent)
+      select case when n % 2 = 0 then 'bot:' else 'queue:q' end || n, 10, 10 from generate_series(1, 10000) n`);
+  });
+
+  const ASKS = {
+    'a grant': "select * from broadcast_queue_grant('broadcasts', 'shop', 100)",
+    'what was used of it': `select broadcast_queue_grant_used(
+      '{"bot:shop": "2026-01-01T00:00:00Z", "queue:broadcasts": "2026-01-01T00:00:00Z"}', 100, 99)`,
+    'whether a bot may be called': "select broadcast_queue_bot_opens('shop')",
+  };
+
+  test.each(Object.entries(ASKS))('%s reads a few pages, not all limits', async (_, text) => {
+    const explaining = async () => {
+      const [row] = await daemon.query<{ 'QUERY PLAN': { Plan: Plan }[] }>(
+        `explain (format json, analyze, buffers) ${text}`,
+      );
+      const plan = row?.['QUERY PLAN'][0]?.Plan;
+      if (!plan) throw new Error('EXPLAIN told nothing');
+      return plan;
+    };
+    const [table] = await daemon.query<{ pages: number }>(
+      "select (pg_relation_size('broadcast_queue_limits') / 8192)::integer as pages",
+    );
+    expect(await pagesOf(1, explaining)).toBeLessThan((table?.pages ?? 0) / 2);
+  });
+
+  test('a claim reads a few pages more', async () => {
+    await daemon.query("update broadcast_queue_limits set next_free_at = now() where key = 'queue:broadcasts'");
+    expect(await pagesOf(50, () => explain(daemon, 'claim', ', analyze, buffers'))).toBeLessThan(PAGES_MAX);
   });
 });

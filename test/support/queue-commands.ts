@@ -1,11 +1,16 @@
-/** What may happen to a queue, as commands that move a model and the real tables alike. */
+/**
+ * What may happen to a queue, as commands that move a model and the real tables alike: workers and operators here, limits,
+ * gates and the breaker in flow-commands.ts.
+ */
 import { expect } from '@jest/globals';
 import fc from 'fast-check';
 import type { Claim, Settlement } from '../../src/queue/ports.js';
+import { flowCommands } from './flow-commands.js';
 import {
   applySettlement,
+  BOT,
+  claimableNow,
   command,
-  isClaimable,
   isHeld,
   isOver,
   jobOf,
@@ -17,15 +22,20 @@ import {
 } from './queue-model.js';
 import { claim, fromNow, sqlState } from './store.js';
 
-const enqueue = (maxAttempts: number) =>
+const enqueue = (maxAttempts: number, bot: string | null) =>
   command(
-    `enqueue(${maxAttempts})`,
+    `enqueue(${maxAttempts}, ${bot})`,
     async (model, { queue }) => {
-      const { id, job_id } = await queue.insert({ max_attempts: maxAttempts, scheduled_at: fromNow('-1 minute') });
+      const { id, job_id } = await queue.insert({
+        job_data: { bot_id: bot },
+        max_attempts: maxAttempts,
+        scheduled_at: fromNow('-1 minute'),
+      });
       model.jobs.push({
         id,
         jobId: job_id,
         maxAttempts,
+        bot,
         status: 'pending',
         lease: null,
         attempts: 0,
@@ -34,29 +44,43 @@ const enqueue = (maxAttempts: number) =>
         later: false,
         pauseAsked: false,
         pausedFrom: null,
+        operation: null,
+        errorCode: null,
+        outageCalls: 0,
+        doubtful: false,
       });
     },
     ({ jobs }) => jobs.length < 6,
   );
 
 const claimSome = (slots: number) =>
-  command(`claim(${slots})`, async (model, { store }) => {
-    const claimable = model.jobs.filter(isClaimable);
+  command(`claim(${slots})`, async (model, real) => {
+    const { store } = real;
+    const claimable = claimableNow(model);
     const claims = await claim(store, slots);
-    expect(claims).toHaveLength(Math.min(slots, claimable.length));
+    expect(claims).toHaveLength(Math.min(slots, claimable.count));
     for (const claimed of claims) {
       const job = jobOf(model, claimed);
-      expect(claimable).toContain(job);
+      expect(claimable.jobs).toContain(job);
       job.attempts = job.status === 'pending' && job.attempts >= job.maxAttempts ? 1 : job.attempts + 1;
       job.epoch += 1;
       job.status = 'processing';
       job.lease = claimed.leaseId;
       job.pauseAsked = false;
-      expect(claimed.job).toMatchObject({ attempt: job.attempts, epoch: job.epoch });
+      expect(claimed.job).toMatchObject({
+        attempt: job.attempts,
+        epoch: job.epoch,
+        step: { operation: job.operation },
+      });
       model.claims.push(claimed);
     }
     const [first] = claims;
     if (first) model.leases.set(first.leaseId, { expired: false, open: new Set(claims.map(({ job }) => job.id)) });
+    // That was the probe.
+    if (first && model.breaker === 'half open') {
+      model.breaker = 'open';
+      real.probes += 1;
+    }
   });
 
 const WORDS = [
@@ -65,6 +89,12 @@ const WORDS = [
   { status: 'cancelled' },
   { status: 'retry', dueInMs: 0 },
   { status: 'retry', dueInMs: 3_600_000, attempts: 'refund' },
+  { status: 'retry', dueInMs: 3_600_000, attempts: 'refund', errorCode: 'http_503' },
+  { status: 'retry', dueInMs: 0, attempts: 'refund', holdReason: 'waiting for its turn', unstarted: true },
+  { status: 'retry', dueInMs: 3_600_000, attempts: 'refund', holdReason: 'waiting for its hours' },
+  { status: 'retry', dueInMs: 0, errorCode: 'http_500', operation: '/operations/1' },
+  { status: 'processing', dueInMs: 0, attempts: 'refund', operation: '/operations/1' },
+  { status: 'processing', dueInMs: 3_600_000, attempts: 'refund', operation: '/operations/1' },
   { status: 'processing', dueInMs: 0, nextCursor: 'next', attempts: 'reset' },
   { status: 'processing', dueInMs: 0, nextCursor: 'same', attempts: 'refund' },
   { status: 'pending', attempts: 'refund', unstarted: true },
@@ -80,7 +110,7 @@ const settle = (n: number, word: (typeof WORDS)[number]) =>
       const claimed = model.claims.find(({ leaseId, job: { id } }) => leaseId === job.lease && id === job.id);
       if (!claimed) throw new Error('a lease that was never claimed');
       // A retry with the attempts spent is a failure: the core never settles it otherwise.
-      const isSpent = word.status === 'retry' && word.dueInMs === 0 && job.attempts >= job.maxAttempts;
+      const isSpent = word.status === 'retry' && !('attempts' in word) && job.attempts >= job.maxAttempts;
       const said = isSpent ? { ...word, status: 'failed' as const, dueInMs: null } : word;
       expect(await say(model, real, claimed, said)).toBe('settled');
       applySettlement(job, said);
@@ -132,7 +162,8 @@ const reap = command('reap', async (model, { reaper }) => {
     const isSpent = job.attempts >= job.maxAttempts;
     if (job.pauseAsked) pauseOr(job, isSpent ? 'pending' : 'retry');
     else job.status = isSpent ? 'failed' : 'retry';
-    Object.assign(job, { lease: null, later: false, pauseAsked: false });
+    Object.assign(job, { lease: null, later: false, pauseAsked: false, errorCode: 'lease_expired' });
+    job.doubtful ||= job.operation === null;
   }
   for (const id of expired) model.leases.delete(id);
   const { reaped } = await reaper.reap();
@@ -149,7 +180,7 @@ const release = (n: number) =>
       const held = model.jobs.filter(({ lease }) => lease === id);
       expect(await store.release([id])).toBe(held.length);
       for (const job of held) {
-        pauseOr(job, job.sliced ? 'processing' : 'pending');
+        pauseOr(job, job.sliced || job.operation !== null ? 'processing' : 'pending');
         Object.assign(job, { lease: null, attempts: Math.max(job.attempts - 1, 0), later: false, pauseAsked: false });
       }
       model.leases.delete(id);
@@ -158,7 +189,7 @@ const release = (n: number) =>
   );
 
 /** What an operator's function does to a job; null: its status does not allow it. */
-const OPERATIONS: Record<string, (job: ModelJob) => string | null> = {
+const OPERATIONS: Record<string, (job: ModelJob, model: Model) => string | null> = {
   broadcast_pause(job) {
     if (isOver(job)) return null;
     if (job.lease !== null) {
@@ -180,25 +211,45 @@ const OPERATIONS: Record<string, (job: ModelJob) => string | null> = {
     job.pausedFrom = null;
     return job.status;
   },
-  broadcast_cancel(job) {
+  broadcast_cancel(job, model) {
     if (isOver(job)) return null;
+    abandon(job, model);
     Object.assign(job, { status: 'cancelled', lease: null, epoch: job.epoch + 1, pauseAsked: false, pausedFrom: null });
+    job.errorCode = 'cancelled';
     return 'cancelled';
   },
   broadcast_retry(job) {
     if (!['failed', 'cancelled', 'retry'].includes(job.status)) return null;
-    Object.assign(job, { status: 'pending', attempts: 0, epoch: job.epoch + 1, later: false });
+    startOver(job);
+    return 'pending';
+  },
+  broadcast_resend(job, model) {
+    if (job.status === 'processing') return null;
+    abandon(job, model);
+    startOver(job);
+    Object.assign(job, { sliced: true, pausedFrom: null, pauseAsked: false });
     return 'pending';
   },
 };
+
+function abandon(job: ModelJob, model: Model): void {
+  if (job.operation !== null) model.abandoned += 1;
+  job.operation = null;
+}
+
+function startOver(job: ModelJob): void {
+  Object.assign(job, { status: 'pending', attempts: 0, epoch: job.epoch + 1, later: false, outageCalls: 0 });
+  job.errorCode = null;
+}
 
 const operate = (n: number, name: string) =>
   command(
     `${name}(${n})`,
     async (model, { queue }) => {
       const job = pick(model.jobs, n);
-      const expected = OPERATIONS[name]?.(job);
-      const answer = queue.query(`select ${name}($1) as answer`, [job.jobId]);
+      const expected = OPERATIONS[name]?.(job, model);
+      const more = name === 'broadcast_resend' ? ", 'all'" : '';
+      const answer = queue.query(`select ${name}($1${more}) as answer`, [job.jobId]);
       if (expected === null) expect(await sqlState(answer)).toBe('55000');
       else expect(await answer).toEqual([{ answer: expected }]);
     },
@@ -223,11 +274,13 @@ const words = fc.constantFrom(...WORDS);
 export function commands(max: number) {
   return fc.commands(
     [
-      fc.integer({ min: 1, max: 3 }).map(enqueue),
+      fc.tuple(fc.integer({ min: 1, max: 3 }), fc.constantFrom(null, BOT)).map((given) => enqueue(...given)),
+      fc.integer({ min: 1, max: 3 }).map(claimSome),
       fc.integer({ min: 1, max: 3 }).map(claimSome),
       fc.integer({ min: 1, max: 3 }).map(claimSome),
       fc.tuple(which, words).map((given) => settle(...given)),
       fc.tuple(which, words).map((given) => settle(...given)),
+      fc.tuple(which, words).map((given) => zombieSettle(...given)),
       fc.tuple(which, words).map((given) => zombieSettle(...given)),
       fc.constant(beat),
       which.map(expire),
@@ -236,6 +289,7 @@ export function commands(max: number) {
       fc.tuple(which, fc.constantFrom(...Object.keys(OPERATIONS))).map((given) => operate(...given)),
       fc.tuple(which, fc.constantFrom(...Object.keys(OPERATIONS))).map((given) => operate(...given)),
       which.map(setToPending),
+      ...flowCommands(which),
     ],
     { maxCommands: max, size: '+1' },
   );

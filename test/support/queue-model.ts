@@ -1,10 +1,10 @@
 /**
- * The queue's states as a model, to be compared with the real tables: what sql/001_jobs.sql promises, said a second time
- * and more simply. The commands that move both are in queue-commands.ts.
+ * The queue's states as a model, to be compared with the real tables: what sql/001_jobs.sql and sql/004_flow.sql promise,
+ * said a second time and more simply. The commands that move both are in queue-commands.ts and flow-commands.ts.
  */
 import { expect } from '@jest/globals';
 import type fc from 'fast-check';
-import type { Claim, Settlement, Store } from '../../src/queue/ports.js';
+import type { Claim, FlowStore, Settlement, Store } from '../../src/queue/ports.js';
 import { type JobRow, settlement, type TestQueue } from './store.js';
 
 type Status = 'pending' | 'processing' | 'retry' | 'paused' | 'completed' | 'failed' | 'cancelled';
@@ -13,6 +13,7 @@ export interface ModelJob {
   readonly id: string;
   readonly jobId: string;
   readonly maxAttempts: number;
+  readonly bot: string | null;
   status: Status;
   /** Whose word counts; null: nobody's. */
   lease: string | null;
@@ -23,6 +24,13 @@ export interface ModelJob {
   later: boolean;
   pauseAsked: boolean;
   pausedFrom: Status | null;
+  /** Where the service runs it by itself. */
+  operation: string | null;
+  errorCode: string | null;
+  /** Calls that an outage cost and not the job. */
+  outageCalls: number;
+  /** Its holder died in a call that may have been carried out. */
+  doubtful: boolean;
 }
 
 export interface Model {
@@ -31,17 +39,39 @@ export interface Model {
   readonly claims: Claim[];
   /** The leases that the database knows: whether they have run out, and which jobs their holder has not settled. */
   readonly leases: Map<string, { expired: boolean; open: Set<string> }>;
+  /** How many operations are to be ended. */
+  abandoned: number;
+  /** The one bot's gate is closed; its jobs at once are limited to so many. */
+  gateClosed: boolean;
+  botLimit: number | null;
+  breaker: 'closed' | 'open' | 'half open';
+  /** The jobs whose failures the breaker was told, the newest last. */
+  told: string[];
 }
+
+export const BOT = 'shop';
 
 export interface Real {
   readonly queue: TestQueue;
   readonly store: Store;
   readonly reaper: Store;
+  readonly flow: FlowStore;
   /** How many late words were refused. */
   refused: number;
+  /** How often the breaker let one job through. */
+  probes: number;
 }
 
-export const emptyModel = (): Model => ({ jobs: [], claims: [], leases: new Map() });
+export const emptyModel = (): Model => ({
+  jobs: [],
+  claims: [],
+  leases: new Map(),
+  abandoned: 0,
+  gateClosed: false,
+  botLimit: null,
+  breaker: 'closed',
+  told: [],
+});
 
 export type Command = fc.AsyncCommand<Model, Real>;
 
@@ -63,10 +93,17 @@ export function command(
 }
 
 async function compare(model: Model, { queue }: Real, epochs: ReadonlyMap<string, number>): Promise<void> {
-  const [rows, held] = await Promise.all([queue.jobs(), queue.leases()]);
+  const [rows, held, abandoned] = await Promise.all([
+    queue.jobs(),
+    queue.leases(),
+    queue.query('select from broadcast_queue_abandoned'),
+  ]);
   expect(rows.map(seen)).toEqual(
-    model.jobs.map(({ id, status, lease, attempts, epoch }) => ({ id, status, lease, attempts, epoch })),
+    model.jobs.map(({ id, status, lease, attempts, epoch, operation, outageCalls, doubtful }) => {
+      return { id, status, lease, attempts, epoch, operation, outageCalls, doubtful };
+    }),
   );
+  expect(abandoned).toHaveLength(model.abandoned);
   const leases = new Set(held.map(({ lease_id }) => lease_id));
   expect([...leases].sort()).toEqual([...model.leases.keys()].sort());
   for (const row of rows) {
@@ -78,8 +115,17 @@ async function compare(model: Model, { queue }: Real, epochs: ReadonlyMap<string
   }
 }
 
-function seen({ id, status, lease_id, attempts, epoch }: JobRow) {
-  return { id, status, lease: status === 'processing' ? lease_id : null, attempts, epoch };
+function seen({ id, status, lease_id, attempts, epoch, operation_url, outage_calls, flags }: JobRow) {
+  return {
+    id,
+    status,
+    lease: status === 'processing' ? lease_id : null,
+    attempts,
+    epoch,
+    operation: operation_url,
+    outageCalls: outage_calls,
+    doubtful: flags.includes('possible_duplicate'),
+  };
 }
 
 function dueBy({ status, lease_id, scheduled_at, next_retry_at }: JobRow): Date | null {
@@ -90,6 +136,17 @@ function dueBy({ status, lease_id, scheduled_at, next_retry_at }: JobRow): Date 
 
 export function isClaimable({ status, lease, later }: ModelJob): boolean {
   return status === 'pending' || ((status === 'retry' || (status === 'processing' && lease === null)) && !later);
+}
+
+/** Those that a claim of enough slots takes, if all of the limited bot's that have no room are left out. */
+export function claimableNow(model: Model): { jobs: ModelJob[]; count: number } {
+  const due = model.breaker === 'open' ? [] : model.jobs.filter(isClaimable);
+  const ofBot = model.gateClosed ? [] : due.filter(({ bot }) => bot !== null);
+  const others = due.filter(({ bot }) => bot === null);
+  const running = model.jobs.filter(({ bot, lease }) => bot !== null && lease !== null).length;
+  const room = Math.max((model.botLimit ?? Number.POSITIVE_INFINITY) - running, 0);
+  const count = others.length + Math.min(ofBot.length, room);
+  return { jobs: [...others, ...ofBot], count: model.breaker === 'half open' ? Math.min(count, 1) : count };
 }
 
 export const isHeld = ({ lease }: ModelJob) => lease !== null;
@@ -129,6 +186,9 @@ export function applySettlement(job: ModelJob, word: Partial<Settlement> & Pick<
   job.later = (word.dueInMs ?? 0) > 0;
   job.sliced ||= word.nextCursor !== undefined;
   job.lease = null;
+  job.operation = word.operation ?? null;
+  job.errorCode = word.errorCode ?? null;
+  if (word.attempts === 'reset' || word.status === 'completed') job.outageCalls = 0;
   const goesOn = ['retry', 'pending', 'processing'].includes(word.status);
   if (goesOn) pauseOr(job, word.status);
   else {
