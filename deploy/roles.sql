@@ -50,7 +50,7 @@ declare
   operated constant text :=
     'status, attempts, epoch, lease_id, scheduled_at, next_retry_at, completed_at, stalled_calls, stalled_since, '
     'hold_reason, paused_from, pause_requested_at, error_code, error_message, updated_at, operation_url, outage_calls, '
-    'step_seq, step_cursor, step_scope, previous_failure, flags';
+    'step_seq, step_cursor, step_scope, previous_failure, flags, progress_rate, progress_at';
   for_enqueuers constant text[] := array[
     'broadcast_enqueue', 'broadcast_enqueue_many', 'broadcast_progress', 'broadcast_usual_queue', 'broadcast_usual_key',
     'broadcast_queue_vanished', 'broadcast_window_fault', 'broadcast_window_is_sound', 'broadcast_window_opens'];
@@ -104,7 +104,8 @@ begin
 
   -- All that migrations make is called so, and an older table that stepped aside for ours is called broadcast_queue_jobs_….
   for item in
-    select c.oid::regclass as name, c.relname = 'broadcast_queue_migrations' as is_history
+    select c.oid::regclass as name, c.relname = 'broadcast_queue_migrations' as is_history,
+           c.relname = 'broadcast_queue_audit' as is_audit
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where n.nspname = schema_name and c.relkind in ('r', 'p', 'v') and c.relname like 'broadcast\_queue\_%'
       and c.relname not like 'broadcast\_queue\_jobs\_%'
@@ -112,7 +113,11 @@ begin
     execute format('revoke all on %s from public, %s', item.name, everyone);
     execute format('grant select on %s to %s, %s, %s', item.name, viewer, operator, worker);
     if not item.is_history then
-      execute format('grant insert, update, delete on %s to %s', item.name, worker);
+      execute format('grant insert, delete on %s to %s', item.name, worker);
+    end if;
+    -- What the audit log says stays as it was said.
+    if not item.is_history and not item.is_audit then
+      execute format('grant update on %s to %s', item.name, worker);
     end if;
   end loop;
 

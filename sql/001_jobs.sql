@@ -454,7 +454,8 @@ begin
   elsif j.status = 'paused' then
     update broadcast_queue_jobs
       set status = target, paused_from = null, hold_reason = null, lease_id = null,
-          stalled_calls = 0, stalled_since = null, updated_at = clock_timestamp()
+          stalled_calls = 0, stalled_since = null, progress_rate = null,
+          progress_at = case when started_at is not null then clock_timestamp() end, updated_at = clock_timestamp()
       where id = j.id;
     perform pg_notify('broadcast_queue', '');
     return target;
@@ -487,7 +488,9 @@ begin
   end if;
   update broadcast_queue_jobs
     set status = 'cancelled', operation_url = null, lease_id = null, epoch = j.epoch + 1, pause_requested_at = null, paused_from = null,
-        hold_reason = null, error_code = 'cancelled', error_message = coalesce(reason, 'cancelled by an operator'),
+        hold_reason = null, error_code = 'cancelled', error_message = coalesce(reason, 'cancelled by an operator')
+          || case when j.lease_id is not null and j.status = 'processing' and j.operation_url is null
+               then '; a call was open, and what it sent is not counted' else '' end,
         completed_at = clock_timestamp(), updated_at = clock_timestamp()
     where id = j.id;
   -- So that the daemon that holds it looks at once, and not at its next heartbeat.
@@ -506,7 +509,8 @@ begin
   end if;
   update broadcast_queue_jobs
     set status = 'pending', attempts = 0, epoch = j.epoch + 1, lease_id = null, scheduled_at = clock_timestamp(),
-        next_retry_at = null, completed_at = null, stalled_calls = 0, stalled_since = null, outage_calls = 0,
+        next_retry_at = null, completed_at = null, stalled_calls = 0, stalled_since = null, progress_rate = null,
+          progress_at = case when started_at is not null then clock_timestamp() end, outage_calls = 0,
         hold_reason = null, error_message = null, error_code = null,
         updated_at = clock_timestamp()
     where id = j.id;
@@ -534,7 +538,8 @@ begin
   update broadcast_queue_jobs
     set status = 'pending', attempts = 0, epoch = j.epoch + 1, lease_id = null, scheduled_at = clock_timestamp(),
         step_seq = j.step_seq + 1, step_cursor = null, step_scope = scope, operation_url = null,
-        next_retry_at = null, completed_at = null, stalled_calls = 0, stalled_since = null, outage_calls = 0,
+        next_retry_at = null, completed_at = null, stalled_calls = 0, stalled_since = null, progress_rate = null,
+          progress_at = case when started_at is not null then clock_timestamp() end, outage_calls = 0,
         paused_from = null, pause_requested_at = null, hold_reason = null, previous_failure = null,
         error_message = null, error_code = null, flags = array_remove(flags, 'incomplete'),
         updated_at = clock_timestamp()

@@ -3,7 +3,8 @@
 -- here. What runs already goes on to the end of its call.
 
 create table broadcast_queue_pauses (
-  queue_name  varchar(50) primary key,    -- '*' stands for every queue
+  -- '*' stands for every queue
+  queue_name  varchar(50) primary key check (queue_name = '*' or queue_name ~ '^[a-z][a-z0-9_-]{0,49}$'),
   paused_at   timestamptz not null default clock_timestamp(),
   paused_by   text        not null default current_user,
   reason      text
@@ -16,7 +17,14 @@ begin
   insert into broadcast_queue_pauses (queue_name, reason, paused_by)
     values (queue, broadcast_pause_queue.reason, coalesce(broadcast_pause_queue.paused_by, current_user))
     on conflict (queue_name) do nothing;
-  return found;
+  if not found then
+    return false;
+  end if;
+  if queue not in ('*', 'broadcasts', 'segment-broadcasts', 'retries', 'cleanup')
+     and not exists (select from broadcast_queue_jobs j where j.queue_name = queue and j.due_at is not null) then
+    raise notice 'no job waits in a queue called "%"; is that its name?', queue;
+  end if;
+  return true;
 end $$;
 
 -- True if it was paused. Resuming '*' lifts the pause of all; a queue that was paused by its name stays so.

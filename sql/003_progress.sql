@@ -4,7 +4,7 @@
 alter table broadcast_queue_jobs
   -- recipients a second, over about the last minute
   add column progress_rate double precision,
-  -- when `processed` last rose
+  -- when `processed` last rose, or when the job was sent back to go on
   add column progress_at timestamptz;
 
 drop function broadcast_progress(uuid);

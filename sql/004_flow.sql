@@ -35,7 +35,7 @@ create table broadcast_queue_limits (
 
 -- 'service', or 'bot:' and the job_data's bot_id.
 create table broadcast_queue_gates (
-  key           text primary key,
+  key           text primary key check (key ~ '^(service|bot:.{1,100})$'),
   closed_until  timestamptz not null,
   reason        text,
   closed_at     timestamptz not null default clock_timestamp()
@@ -60,7 +60,7 @@ insert into broadcast_queue_services (name) values ('default');
 
 -- Hours that hold for every job of a queue which has none of its own.
 create table broadcast_queue_windows (
-  queue_name   varchar(50) primary key,
+  queue_name   varchar(50) primary key check (queue_name ~ '^[a-z][a-z0-9_-]{0,49}$'),
   send_window  jsonb       not null
 );
 
@@ -119,6 +119,18 @@ end $$;
 
 create trigger send_window_is_sound before insert or update of send_window on broadcast_queue_jobs
   for each row when (new.send_window is not null) execute function broadcast_window_is_sound();
+-- A job that waits for the window as it was finds out at once how it is now.
+create function broadcast_window_changed() returns trigger
+language plpgsql set search_path from current as $$
+begin
+  new.next_retry_at := clock_timestamp();
+  return new;
+end $$;
+create trigger send_window_changed before update of send_window on broadcast_queue_jobs
+  for each row when (old.send_window is distinct from new.send_window and old.status in ('retry', 'processing')
+                     and old.hold_reason = 'waiting for its send window')
+  execute function broadcast_window_changed();
+
 create trigger send_window_is_sound before insert or update of send_window on broadcast_queue_windows
   for each row execute function broadcast_window_is_sound();
 
@@ -195,6 +207,19 @@ create function broadcast_set_limit(
   key text, per_second double precision, max_concurrent integer default null, updated_by text default null
 ) returns void language plpgsql set search_path from current as $$
 begin
+  if not coalesce(broadcast_set_limit.key, '') ~ '^(queue:[a-z][a-z0-9_-]{0,49}|bot:.{1,100})$' then
+    raise exception 'the key "%" is none: it is queue:<name> or bot:<bot_id>', broadcast_set_limit.key
+      using errcode = 'invalid_parameter_value';
+  elsif not coalesce(broadcast_set_limit.per_second between 0.001 and 1000000, true) then
+    raise exception 'per_second is %, and must be from 0.001 to 1000000', broadcast_set_limit.per_second
+      using errcode = 'invalid_parameter_value', hint = 'To stop a queue, SELECT broadcast_pause_queue(''its name'')';
+  elsif not coalesce(broadcast_set_limit.max_concurrent between 1 and 100000, true) then
+    raise exception 'max_concurrent is %, and must be from 1 to 100000', broadcast_set_limit.max_concurrent
+      using errcode = 'invalid_parameter_value';
+  elsif coalesce(broadcast_set_limit.per_second, broadcast_set_limit.max_concurrent) is null then
+    raise exception 'a limit needs per_second or max_concurrent' using errcode = 'invalid_parameter_value',
+      hint = format('To take it away, SELECT broadcast_drop_limit(%L)', broadcast_set_limit.key);
+  end if;
   insert into broadcast_queue_limits as l (key, per_second, max_concurrent, updated_by)
     values (broadcast_set_limit.key, broadcast_set_limit.per_second, broadcast_set_limit.max_concurrent,
             coalesce(broadcast_set_limit.updated_by, current_user))

@@ -127,18 +127,8 @@ begin
       found_.paused_by, to_char(found_.paused_at at time zone 'UTC', utc), coalesce(': ' || found_.reason, ''));
   end if;
 
-  if j.due_at > clock_timestamp() then
-    return case
-      when j.hold_reason is not null and j.operation_url is null
-        then format('%s, until %s', j.hold_reason, to_char(j.due_at at time zone 'UTC', utc))
-      when j.operation_url is not null
-        then format('the service is at it, and is asked again at %s', to_char(j.due_at at time zone 'UTC', utc))
-      when j.status = 'retry' then format('retry %s of %s at %s, after: %s', least(j.attempts + 1, j.max_attempts),
-        j.max_attempts, to_char(j.due_at at time zone 'UTC', utc), coalesce(j.error_message, 'no error is known'))
-      else format('due at %s', to_char(j.due_at at time zone 'UTC', utc)) end;
-  end if;
-
-  if j.queue_name <> 'cleanup' then
+  if j.queue_name <> 'cleanup' and (j.due_at <= clock_timestamp() or j.error_code = 'throttled'
+                                    or j.error_code = any(broadcast_queue_outage_codes())) then
     select * into found_ from broadcast_queue_services s
       where s.name = 'default' and s.opened_at is not null;
     if found then
@@ -153,6 +143,17 @@ begin
       return format('the gate %s is closed until %s: %s', found_.key,
         to_char(found_.closed_until at time zone 'UTC', utc), coalesce(found_.reason, 'no reason was given'));
     end if;
+  end if;
+
+  if j.due_at > clock_timestamp() then
+    return case
+      when j.hold_reason is not null and j.operation_url is null
+        then format('%s, until %s', j.hold_reason, to_char(j.due_at at time zone 'UTC', utc))
+      when j.operation_url is not null
+        then format('the service is at it, and is asked again at %s', to_char(j.due_at at time zone 'UTC', utc))
+      when j.status = 'retry' then format('retry %s of %s at %s, after: %s', least(j.attempts + 1, j.max_attempts),
+        j.max_attempts, to_char(j.due_at at time zone 'UTC', utc), coalesce(j.error_message, 'no error is known'))
+      else format('due at %s', to_char(j.due_at at time zone 'UTC', utc)) end;
   end if;
 
   select * into found_ from broadcast_queue_limits l
@@ -178,11 +179,11 @@ begin
     end if;
   end loop;
 
-  if not exists (select from broadcast_queue_workers w where w.last_seen_at > clock_timestamp() - interval '1 minute') then
+  if not exists (select from broadcast_queue_workers w where w.last_seen_at > clock_timestamp() - interval '30 seconds') then
     return 'no daemon is running';
   elsif not exists (
     select from broadcast_queue_workers w
-    where w.last_seen_at > clock_timestamp() - interval '1 minute'
+    where w.last_seen_at > clock_timestamp() - interval '30 seconds'
       and coalesce((w.slots ->> j.queue_name)::integer, (w.slots ->> '*')::integer, 0) > 0) then
     return format('no running daemon has slots for the queue %s (CONCURRENCY)', j.queue_name);
   end if;

@@ -39,7 +39,10 @@ export function observe(events: Events, logger: Logger): void {
   });
   events.on('lost', (claim, settlement) => {
     const line = { ...ended(claim, settlement), refused_status: settlement.status };
-    seldom('warn', 'lost', line, 'lease lost: the job was cancelled, reaped or taken over; our late word is refused');
+    seldom('warn', 'lost', line, 'lease lost: the job was reaped or taken over; our late word is refused');
+  });
+  events.on('recalled', (claim, settlement) => {
+    logger.info(ended(claim, settlement), 'job cancelled while it was called; what the call still said is refused');
   });
   events.on('reaped', (jobs) => {
     for (const job of jobs) {

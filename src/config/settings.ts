@@ -33,6 +33,7 @@ const {
   httpUrl,
   integer,
   jobTypes,
+  memberNames,
   postgresUrl,
   rateLimits,
   schemaName,
@@ -135,7 +136,7 @@ export const settings = [
     format: integer('', 0, 3),
     example: '2',
     meaning:
-      'What the service can do: 0 plain, 1 idempotent, 2 sliced, 3 operation. Below 2 (or unset) dry runs are refused.',
+      'What the service can do: 0 plain, 1 idempotent, 2 sliced, 3 operation. Unset, it is learned from its answers. Below 2 dry runs are refused.',
   },
   {
     name: 'CONCURRENCY',
@@ -283,10 +284,16 @@ export const settings = [
     meaning: 'Who may use the API, each with a role: viewer, operator or admin.',
   },
   {
+    name: 'REDACT_PAYLOAD',
+    group: 'Admin API',
+    format: memberNames,
+    example: 'phone,email',
+    meaning: 'Members of job_data and result whose values the API shows to nobody, wherever they stand.',
+  },
+  {
     name: 'METRICS_TOKEN',
     group: 'Admin API',
     format: token(24),
-    planned: true,
     example: '<24 characters or more>',
     secret: true,
     meaning: 'The bearer token that /metrics asks for; without it /metrics is open.',

@@ -73,6 +73,7 @@ export function statements(schema: string) {
         -- not EXISTS, which PostgreSQL 18 may plan as a hash over the whole table
         when (select j.lease_id = s.lease and j.status in ('completed', 'failed', 'retry', 'cancelled', 'paused')
               from ${jobs} j where j.id = s.id) then 'already'
+        when (select j.status = 'cancelled' from ${jobs} j where j.id = s.id) then 'cancelled'
         else 'lost' end as answer
       from s left join settled using (place)
       order by s.place`,

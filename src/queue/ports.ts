@@ -69,8 +69,11 @@ export interface Settlement {
   readonly ranMs: number;
 }
 
-/** `already`: an earlier try of this very settlement had arrived, only its answer was lost. */
-export type SettleAnswer = 'settled' | 'already' | 'lost';
+/**
+ * `already`: an earlier try of this very settlement had arrived, only its answer was lost. `lost`: somebody else may hold
+ * the job now; `cancelled`: nobody does.
+ */
+export type SettleAnswer = 'settled' | 'already' | 'lost' | 'cancelled';
 
 export interface Worker {
   readonly id: string;
@@ -199,6 +202,8 @@ export interface QueueEvents {
   handedBack: [Claim, Settlement];
   /** Its lease was gone: the late word was refused. */
   lost: [Claim, Settlement];
+  /** It was cancelled while it was called: the late word was refused. */
+  recalled: [Claim, Settlement];
   reaped: [Reaped[]];
   scheduled: [{ name: string; type: string }];
   claimed: [number];

@@ -215,8 +215,8 @@ export class QueueWorker {
 
   #tell(claim: Claim, settlement: Settlement, answer: SettleAnswer | null): void {
     if (answer === null) return;
-    if (answer === 'lost') {
-      this.events.emit('lost', claim, settlement);
+    if (answer === 'lost' || answer === 'cancelled') {
+      this.events.emit(answer === 'lost' ? 'lost' : 'recalled', claim, settlement);
       if (settlement.operation !== null) void this.#abandon(claim, settlement.operation);
       return;
     }

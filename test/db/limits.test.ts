@@ -315,7 +315,7 @@ describe('a limit', () => {
     ['of no number', ['queue:a', Number.NaN, null]],
     ['of no jobs at once', ['queue:a', null, 0]],
   ])('%s is refused', async (_, values) => {
-    expect(await sqlState(queue.query('select broadcast_set_limit($1, $2, $3)', values))).toBe('23514');
+    expect(await sqlState(queue.query('select broadcast_set_limit($1, $2, $3)', values))).toBe('22023');
     expect(await queue.query('select from broadcast_queue_limits')).toEqual([]);
   });
 

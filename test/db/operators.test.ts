@@ -143,7 +143,7 @@ describe('cancel', () => {
     expect(await queue.job(row.id)).toMatchObject({
       lease_id: null,
       error_code: 'cancelled',
-      error_message: 'wrong text',
+      error_message: 'wrong text; a call was open, and what it sent is not counted',
       completed_at: expect.any(Date),
       due_at: null,
     });

@@ -225,7 +225,7 @@ describe('a batch', () => {
       [settlement(three, { result: '3' }), settlement(two, { result: '2' }), settlement(one, { result: '1' })],
       [three.leaseId],
     );
-    expect(answers).toEqual(['settled', 'lost', 'settled']);
+    expect(answers).toEqual(['settled', 'cancelled', 'settled']);
     expect((await queue.jobs()).map(({ status, result }) => [status, result])).toEqual([
       ['completed', 1],
       ['cancelled', null],

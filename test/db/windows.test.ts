@@ -277,3 +277,16 @@ test('a batch of 2,000 jobs with windows is no matter of minutes', async () => {
   await queue.query('select count(*) from broadcast_enqueue_many($1)', [JSON.stringify(jobs)]);
   expect(performance.now() - begun).toBeLessThan(5000);
 });
+
+test('a job that waits for its own window goes as soon as that is lifted', async () => {
+  const shut = { from: '00:00', to: '00:01', time_zone: 'UTC' };
+  const { id } = await queue.insert({
+    status: 'retry',
+    send_window: shut,
+    next_retry_at: fromNow('5 hours'),
+    hold_reason: 'waiting for its send window',
+  });
+  await queue.query('update broadcast_queue_jobs set send_window = null where id = $1', [id]);
+  const { due_at } = await queue.job(id);
+  expect(due_at?.getTime()).toBeLessThanOrEqual(Date.now() + 1000);
+});

@@ -136,7 +136,7 @@ test('a cancelled job is aborted in mid-call within a second, and its row stays 
 
   await service.disconnected(service.requests[0]?.connection ?? 0);
   expect(performance.now() - cancelledAt).toBeLessThan(1000);
-  await daemon.line(({ msg, job_id }) => msg.startsWith('lease lost') && job_id === jobId);
+  await daemon.line(({ msg, job_id }) => msg.startsWith('job cancelled while it was called') && job_id === jobId);
   expect(await row(jobId)).toMatchObject({ status: 'cancelled', lease_id: null, epoch: 2 });
 });
 

@@ -93,7 +93,7 @@ test('an operation that began while its job was being cancelled is ended as well
     [job?.job_id],
   );
   answer.open();
-  await daemon.line(({ msg }) => msg.startsWith('lease lost'));
+  await daemon.line(({ msg }) => msg.startsWith('job cancelled while it was called'));
   await until('it is ended', async () => asked('DELETE').length > 0, 5000);
 }, 20_000);
 
