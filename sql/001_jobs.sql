@@ -88,8 +88,8 @@ create table broadcast_queue_jobs (
   live_key text generated always as (
     case when status not in ('completed', 'failed', 'cancelled') then unique_key end) stored,
   -- whose messenger account sends it: limits and gates may be the bot's own
-  bot_id text generated always as (left(job_data ->> 'bot_id', 100)) stored,
-  names_bot boolean generated always as (job_data ->> 'bot_id' is not null) stored,
+  bot_id text generated always as (left(nullif(job_data ->> 'bot_id', ''), 100)) stored,
+  names_bot boolean generated always as (nullif(job_data ->> 'bot_id', '') is not null) stored,
 
   constraint status_is_known check (
     status in ('pending', 'processing', 'retry', 'paused', 'completed', 'failed', 'cancelled')),

@@ -83,3 +83,8 @@ test('opening a gate says whether it was closed, and wakes the daemons', async (
 test('a gate cannot be closed for no time at all', async () => {
   expect(await sqlState(queue.query("select broadcast_close_gate('service', null)"))).toBe('23502');
 });
+
+test('an empty bot_id names no bot', async () => {
+  await queue.insert({ job_data: { broadcast_id: 1, bot_id: '' } });
+  expect((await claimOne(queue.store())).bot).toBeNull();
+});
