@@ -1,6 +1,6 @@
 /** Gates: nobody calls until they open. What the claim makes of them is in flow-claim.test.ts. */
 import { afterAll, afterEach, beforeAll, expect, test } from '@jest/globals';
-import { openQueue, sqlState, type TestQueue } from '../support/store.js';
+import { claimOne, openQueue, sqlState, type TestQueue } from '../support/store.js';
 
 let queue: TestQueue;
 
