@@ -1,7 +1,8 @@
 /**
  * Writes what is derived from the table of settings: `.env.example`, and the configuration section of README.md between
- * its two markers; and from the schemas of the service protocol, docs/service-openapi.json. With `--check` it writes
- * nothing, names each stale file and exits with 1.
+ * its two markers; from the schemas of the service protocol, docs/service-openapi.json; from the catalogue of metrics the
+ * tables of docs/metrics.md; and from the API's routes docs/openapi.json and the tables of docs/api.md. With `--check` it
+ * writes nothing, names each stale file and exits with 1.
  *
  *     npx tsx scripts/generate.ts [--check]
  */
@@ -9,6 +10,8 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Setting, settings } from '../src/config/settings.js';
+import { type Definition, ofProcess, ofQueue } from '../src/metrics/catalogue.js';
+import { apiOpenapi, problemTable, routeTable } from './api-docs.js';
 import { serviceOpenapi } from './service-openapi.js';
 
 /** A generated file: its path below the root, and its whole text given the present one (empty if there is none). */
@@ -20,7 +23,11 @@ export interface Generated {
 
 export const generated: readonly Generated[] = [
   { path: '.env.example', render: () => envExample() },
-  { path: 'README.md', render: (present) => withConfiguration(present) },
+  { path: 'README.md', render: (present) => withBetween('configuration', configurationTables(), present, 'README.md') },
+  { path: 'docs/metrics.md', render: (present) => withBetween('metrics', metricTables(), present, 'docs/metrics.md') },
+  { path: 'docs/openapi.json', render: () => apiOpenapi() },
+  { path: 'docs/api.md', render: (present) => withBetween('routes', routeTable(), present, 'docs/api.md') },
+  { path: 'docs/api.md', render: (present) => withBetween('problems', problemTable(), present, 'docs/api.md') },
   { path: 'docs/service-openapi.json', render: () => serviceOpenapi() },
 ];
 
@@ -42,13 +49,28 @@ function main(): void {
   }
 }
 
-const [start, end] = ['<!-- configuration:start -->', '<!-- configuration:end -->'];
-
-function withConfiguration(readme: string): string {
-  const text = readme === '' ? `${start}\n${end}\n` : readme;
+/** The page with its part between the markers of this name replaced. */
+function withBetween(name: string, part: string, present: string, path: string): string {
+  const [start, end] = [`<!-- ${name}:start -->`, `<!-- ${name}:end -->`];
+  const text = present === '' ? `${start}\n${end}\n` : present;
   const [from, to] = [text.indexOf(start), text.indexOf(end)];
-  if (from === -1 || to < from) throw new Error(`README.md lacks the markers ${start} and ${end}, in this order`);
-  return `${text.slice(0, from + start.length)}\n\n${configurationTables()}\n${text.slice(to)}`;
+  if (from === -1 || to < from) throw new Error(`${path} lacks the markers ${start} and ${end}, in this order`);
+  return `${text.slice(0, from + start.length)}\n\n${part}\n${text.slice(to)}`;
+}
+
+function metricTables(): string {
+  const tables: [string, Readonly<Record<string, Definition>>][] = [
+    ['Of each daemon: add them up', ofProcess],
+    ['Of the queue: all daemons tell the same, take the maximum', ofQueue],
+  ];
+  const shown = tables.map(([title, metrics]) => {
+    const rows = Object.values(metrics).map(({ name, kind, labels, help }) => {
+      const by = labels.map((label) => `\`${label}\``).join(', ');
+      return `| \`${name}\` | ${kind} | ${by} | ${inCell(help)} |\n`;
+    });
+    return `### ${title}\n\n| metric | kind | labels | meaning |\n|---|---|---|---|\n${rows.join('')}`;
+  });
+  return shown.join('\n');
 }
 
 function configurationTables(): string {
@@ -96,7 +118,7 @@ function mustBeFilledIn({ name, required }: Setting): boolean {
 function byGroup(): [Setting['group'], Setting[]][] {
   const groups = new Map<Setting['group'], Setting[]>();
   for (const setting of settings as readonly Setting[]) {
-    if (!setting.planned) groups.set(setting.group, [...(groups.get(setting.group) ?? []), setting]);
+    groups.set(setting.group, [...(groups.get(setting.group) ?? []), setting]);
   }
   return [...groups];
 }

@@ -62,6 +62,8 @@ export interface Config {
     readonly port: number;
     readonly adminTokens: readonly Readonly<NonNullable<Values['ADMIN_TOKENS']>[number]>[];
     readonly metricsToken: string | null;
+    /** Members of job_data that the API shows to nobody. */
+    readonly redacted: readonly string[];
   };
   readonly shutdownGraceMs: number;
   /** Messages a second by key, `queue:<name>` or `bot:<id>`; without a prototype. */
@@ -85,7 +87,7 @@ export function loadConfig(
     // A misspelt variable is often why another one is missing, so it belongs beside that fault.
     throw new ConfigError([...faults, ...misspellings]);
   }
-  const warnings = [...misspellings, ...findPlanned(env), ...findDoubtful(env, values)];
+  const warnings = [...misspellings, ...findDoubtful(env, values)];
   return { config: deepFreeze(arrange(values)), warnings: Object.freeze(warnings) };
 }
 
@@ -132,6 +134,7 @@ function arrange(values: Values): Config {
       port: values.PORT,
       adminTokens: values.ADMIN_TOKENS ?? [],
       metricsToken: values.METRICS_TOKEN,
+      redacted: values.REDACT_PAYLOAD ?? [],
     },
     shutdownGraceMs: values.SHUTDOWN_GRACE_MS,
     rateLimits: values.RATE_LIMITS ?? Object.create(null),
@@ -270,14 +273,6 @@ function findDoubtful(env: Environment, values: Values): string[] {
 
 function isLoopback(url: string): boolean {
   return /^(localhost|127\.[\d.]+|\[::1\])$/.test(new URL(url).hostname);
-}
-
-function findPlanned(env: Environment): string[] {
-  return (settings as readonly Setting[])
-    .filter((setting) => setting.planned)
-    .flatMap(({ name }) => [name, `${name}_FILE`])
-    .filter((name) => env[name])
-    .map((name) => `${name} is accepted but has no effect in this version.`);
 }
 
 function deepFreeze<T>(value: T): T {

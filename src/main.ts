@@ -5,19 +5,24 @@
  */
 import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { hostname } from 'node:os';
-import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { hostname, userInfo } from 'node:os';
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { integer } from './cli/arguments.js';
+import { CommandError, EXIT, type Surroundings } from './cli/commands.js';
+import { addCompletion } from './cli/completion.js';
 import { CONTRACT_TEST_HELP, type ContractTestOptions, contractTest, UsageError } from './cli/contract-test.js';
+import { addDoctor } from './cli/doctor.js';
+import { addEnqueue } from './cli/enqueue.js';
+import { addJobs } from './cli/jobs.js';
 import { migrateCommand } from './cli/migrate.js';
-import { sandbox } from './cli/sandbox.js';
-import { startDaemon } from './cli/start.js';
+import { addGates, addLimits, addQueues } from './cli/queues.js';
+import type { Role } from './cli/start.js';
+import { addStatus } from './cli/status.js';
+import { openTerminal } from './cli/terminal.js';
 import { loadConfig } from './config.js';
 import { SchemaError } from './db/migrate.js';
-import { ConfigError, DatabaseUnavailable } from './errors.js';
-import { createLogger, maskOf } from './logger.js';
+import { ConfigError, DatabaseUnavailable, DataRefused } from './errors.js';
 import { describeFlaws, type Flaw, isFlaw } from './sandbox/flaws.js';
-
-const EXIT = { failed: 1, usage: 2, database: 69, configuration: 78 } as const;
 
 /** By SQLSTATE: what an administrator has to change when the database refuses. */
 const REFUSALS: Record<string, string> = {
@@ -31,8 +36,14 @@ const REFUSALS: Record<string, string> = {
 
 const version: string = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')).version;
 const read = (path: string) => readFileSync(path, 'utf8');
-const print = (line: string) => process.stdout.write(`${line}\n`);
-const complain = (line: string) => process.stderr.write(`${line}\n`);
+const terminal = openTerminal(process, process.env);
+const { print, complain } = terminal;
+// Whoever reads us may have enough, as `| head` does.
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on('error', (error: NodeJS.ErrnoException) =>
+    process.exit(error.code === 'EPIPE' ? (process.exitCode ?? 0) : EXIT.failed),
+  );
+}
 
 const program = new Command('broadcastd')
   .description('A broadcast queue for bots: a row inserted into Postgres becomes a broadcast sent.')
@@ -48,7 +59,15 @@ program
 program
   .command('start')
   .description('run the worker and the API until SIGTERM or SIGINT')
-  .action(() => start());
+  .addOption(
+    new Option(
+      '--role <role>',
+      'worker: claims jobs, and has no API but /livez, /readyz and /metrics; api: the reverse',
+    )
+      .choices(['worker', 'api', 'all'])
+      .default('all'),
+  )
+  .action(({ role }: { role: Role }) => start(role));
 
 program
   .command('migrate')
@@ -70,11 +89,18 @@ program
   .option('--host <address>', 'address to listen on', '127.0.0.1')
   .option('--recipients <number>', 'sample users to make when there are none', integer(0, 10_000_000), 1000)
   .option('--level <level>', 'level of the service protocol to speak: 0, 1, 2 or 3', integer(0, 3), 2)
-  .option('--per-second <number>', 'messages a second', integer(1, 1_000_000))
+  .option('--per-second <number>', 'messages a second of each call (default: as fast as it can)', integer(1, 1_000_000))
+  .option(
+    '--daily-limit <number>',
+    'broadcasts that a person may get on one day; more are skipped as frequency_limit',
+    integer(1, 1_000_000),
+    100,
+  )
   .option('--flaw <name>', 'a rule of the contract to break, see below; may be given several times', flaw)
   .addHelpText('after', () => `\nFlaws, for trying out a check of the contract:\n${describeFlaws()}`)
-  .action((options: SandboxFlags) => {
+  .action(async (options: SandboxFlags) => {
     const { flaw: flaws, ...rest } = options;
+    const { sandbox } = await import('./cli/sandbox.js');
     return sandbox(process.env, { ...rest, flaws, signal: stopSignal(), print });
   });
 
@@ -84,6 +110,7 @@ interface SandboxFlags {
   recipients: number;
   level: 0 | 1 | 2 | 3;
   perSecond?: number;
+  dailyLimit: number;
   flaw?: Flaw[];
 }
 
@@ -114,6 +141,27 @@ program
     }
   });
 
+const surroundings: Surroundings = {
+  env: process.env,
+  read,
+  terminal,
+  version,
+  nodeVersion: process.version,
+  user: nameOfUser(),
+  signal: stopSignal,
+  endWith(code) {
+    process.exitCode = code;
+  },
+};
+addEnqueue(program, surroundings);
+addStatus(program, surroundings);
+addJobs(program, surroundings);
+addQueues(program, surroundings);
+addLimits(program, surroundings);
+addGates(program, surroundings);
+addDoctor(program, surroundings);
+addCompletion(program, print);
+
 await run();
 
 async function run(): Promise<void> {
@@ -124,7 +172,12 @@ async function run(): Promise<void> {
   }
 }
 
-async function start(): Promise<void> {
+async function start(role: Role): Promise<void> {
+  // Only here, as the sandbox above: no other command waits until all of the daemon is read.
+  const [{ startDaemon }, { createLogger, maskOf }] = await Promise.all([
+    import('./cli/start.js'),
+    import('./logger.js'),
+  ]);
   const { config, warnings } = loadConfig(process.env, read);
   const masked = maskOf(config);
   const { logger, flush } = createLogger({ level: config.logLevel, pretty: process.stdout.isTTY === true, masked });
@@ -138,6 +191,7 @@ async function start(): Promise<void> {
   const signal = stopSignal();
   try {
     const daemon = await startDaemon(config, {
+      role,
       logger,
       masked,
       signal,
@@ -176,6 +230,10 @@ async function aborted(signal: AbortSignal): Promise<void> {
 /** Says what happened and what to do about it. @returns the exit code */
 function explain(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT.usage;
+  if (error instanceof CommandError) {
+    complain(error.exit === EXIT.usage ? `error: ${error.message}` : error.message);
+    return error.exit;
+  }
   if (error instanceof ConfigError) {
     complain('broadcastd cannot start with this configuration:');
     for (const fault of error.faults) complain(`  - ${fault}`);
@@ -185,6 +243,10 @@ function explain(error: unknown): number {
     complain(`broadcastd cannot reach the database: ${error.message}`);
     complain('  Check DATABASE_URL (or PGHOST, PGUSER, …) and that PostgreSQL accepts connections from here.');
     return EXIT.database;
+  }
+  if (error instanceof DataRefused) {
+    complain(`The database refuses a value: ${error.message}.`);
+    return EXIT.failed;
   }
   if (error instanceof SchemaError) {
     complain(`broadcastd does not fit this database: ${error.message}`);
@@ -218,15 +280,16 @@ function databaseRefusal(error: unknown): { message: string; advice: string; exi
   return { message: error.message, advice, exit: error.code === '42501' ? EXIT.failed : EXIT.database };
 }
 
+/** There may be none: a container may run as a number. */
+function nameOfUser(): string {
+  try {
+    return userInfo().username;
+  } catch {
+    return String(process.getuid?.() ?? 'unknown');
+  }
+}
+
 function flaw(name: string, before: Flaw[] = []): Flaw[] {
   if (isFlaw(name)) return [...before, name];
   throw new InvalidArgumentError(`it must be one of these\n${describeFlaws()}`);
-}
-
-function integer(min: number, max: number) {
-  return (text: string): number => {
-    const value = Number(text);
-    if (Number.isInteger(value) && value >= min && value <= max) return value;
-    throw new InvalidArgumentError(`it must be a whole number from ${min} to ${max}`);
-  };
 }

@@ -1,114 +1,168 @@
 /**
- * The HTTP side of the daemon: whether it lives, whether it is ready, whether the queue is well. Bodies and times are
- * bounded, errors are problem documents (RFC 9457), and nothing but those three is answered without a token.
+ * The HTTP side of the daemon: the table of routes, served. Whoever asks is known before anything else is read; bodies
+ * and times are bounded; a request is held against its route's schemas; and every error is a problem document.
  */
-import { type TypeBoxTypeProvider, TypeBoxValidatorCompiler } from '@fastify/type-provider-typebox';
-import Fastify, { type FastifyError, type FastifyInstance } from 'fastify';
-import type { Static } from 'typebox';
-import { type Actor, authenticator } from './auth.js';
-import { Alive, Health, type Problem, Readiness } from './schemas.js';
+import { randomUUID } from 'node:crypto';
+import { Readable } from 'node:stream';
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+import type { Reports } from '../db/reports.js';
+import { type Caller, gatekeeper, type Token } from './auth.js';
+import { checkOf } from './checks.js';
+import { EventFeed } from './feed.js';
+import { stringify } from './json.js';
+import { type MetricsSettings, metricsRoute } from './metrics.js';
+import { problemDocument, Refusal, refusalOf } from './problems.js';
+import type { DaemonState, Route, ScheduleFacts, Surroundings } from './route.js';
+import { allRoutes } from './routes.js';
 
-/** What the API must know of the running daemon. Durations in milliseconds. */
-export interface DaemonState {
-  readonly running: boolean;
-  readonly draining: boolean;
-  readonly activeJobs: number;
-  readonly listening: boolean;
-  readonly databaseDownMs: number;
-}
+export type { DaemonState } from './route.js';
 
 export interface AdminSettings {
-  readonly tokens: Parameters<typeof authenticator>[0];
+  /** Nothing but /livez and /readyz, beside /metrics. */
+  readonly probesOnly?: boolean;
+  readonly tokens: readonly Token[];
+  readonly reports: Reports;
+  readonly redacted: readonly string[];
+  readonly maxPayloadBytes: number;
+  readonly version: string;
+  readonly metrics: MetricsSettings;
   state(): DaemonState;
+  schedules(): readonly ScheduleFacts[];
   /** Told of every error that is ours. */
-  onError(error: Error, request: { method: string; route: string }): void;
+  onError(error: Error, request: { method: string; route: string; requestId: string }): void;
+}
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    caller: Caller | null;
+  }
 }
 
 const BODY_MAX_BYTES = 1024 * 1024;
+/** What stands around the payload in a request to enqueue it. */
+const ENVELOPE_BYTES = 16 * 1024;
 const REQUEST_TIMEOUT_MS = 30_000;
-/** A restart of the database is no reason to take the daemon out of service. */
-const DATABASE_PATIENCE_MS = 15_000;
 
-export function buildAdmin(settings: AdminSettings) {
+export function buildAdmin(settings: AdminSettings): FastifyInstance {
   const app = Fastify({
     bodyLimit: BODY_MAX_BYTES,
     requestTimeout: REQUEST_TIMEOUT_MS,
-    // Unknown members are an error, never dropped.
-    ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
     forceCloseConnections: true,
-  })
-    .withTypeProvider<TypeBoxTypeProvider>()
-    .setValidatorCompiler(TypeBoxValidatorCompiler);
-  const whoAsks = authenticator(settings.tokens);
-
-  app.get('/livez', { schema: { response: { 200: Alive } } }, async () => ({ status: 'alive' as const }));
-
-  app.get('/readyz', { schema: { response: { 200: Readiness, 503: Readiness } } }, async (_request, reply) => {
-    const missing = whatIsMissing(settings.state());
-    if (missing.length > 0) return reply.code(503).send({ status: 'not_ready', missing });
-    return { status: 'ready' as const, missing };
+    // A limit's key may be a bot's id, percent-encoded.
+    routerOptions: { maxParamLength: 500 },
+    requestIdHeader: false,
+    genReqId: ({ headers }) => {
+      const given = headers['x-request-id'];
+      return typeof given === 'string' && /^[\w.-]{1,64}$/.test(given) ? given : randomUUID();
+    },
+    frameworkErrors: (error, request, reply) => void refuse(error, request, reply),
   });
-
-  app.get('/api/admin/queue/health', { schema: { response: { 200: Health, 503: Health } } }, async (request, reply) => {
-    const answer = health(settings.state(), whoAsks(request.headers.authorization));
-    return reply.code(answer.status === 'healthy' ? 200 : 503).send(answer);
-  });
-
-  answerErrorsAsProblems(app, settings);
-  return app;
-}
-
-function health(state: DaemonState, actor: Actor | null) {
-  const healthy = state.running && !state.draining && state.databaseDownMs < DATABASE_PATIENCE_MS;
-  const status = healthy ? ('healthy' as const) : ('unhealthy' as const);
-  if (!actor) return { status };
-  return {
-    status,
-    running: state.running && !state.draining,
-    activeJobs: state.activeJobs,
-    listening: state.listening,
-    databaseDownMs: Math.round(state.databaseDownMs),
-    timestamp: new Date().toISOString(),
+  const keeper = gatekeeper(settings.tokens);
+  const feed = new EventFeed(settings.reports);
+  const surroundings: Surroundings = {
+    ...{ reports: settings.reports, redacted: settings.redacted, feed },
+    state: () => settings.state(),
+    schedules: () => settings.schedules(),
   };
-}
 
-function whatIsMissing(state: DaemonState): string[] {
-  const missing: string[] = [];
-  if (!state.running) missing.push('the worker has not started');
-  if (state.draining) missing.push('it is stopping');
-  if (state.databaseDownMs >= DATABASE_PATIENCE_MS) missing.push('the database does not answer');
-  return missing;
-}
-
-function answerErrorsAsProblems(
-  app: Pick<FastifyInstance, 'setNotFoundHandler' | 'setErrorHandler'>,
-  settings: AdminSettings,
-) {
-  app.setNotFoundHandler((request, reply) => {
-    const detail = `${request.method} ${request.url.split('?')[0]?.slice(0, 200)} is not a route of this API`;
-    return reply
-      .code(404)
-      .type(PROBLEM_TYPE)
-      .send(problem(404, 'no_such_route', 'Not Found', detail));
+  app.decorateRequest('caller', null);
+  app.setReplySerializer(stringify);
+  readBodies(app);
+  app.addHook('onRequest', async (request, reply) => {
+    reply.headers({ ...SECURITY_HEADERS, 'x-request-id': request.id });
   });
-  app.setErrorHandler<FastifyError>((error, request, reply) => {
-    const status = error.statusCode ?? 500;
-    if (status >= 500) {
-      settings.onError(error, { method: request.method, route: request.routeOptions.url ?? '' });
-      return reply
-        .code(500)
-        .type(PROBLEM_TYPE)
-        .send(problem(500, 'internal', 'Internal Server Error'));
+  app.addHook('preClose', async () => feed.close());
+
+  const isServed = ({ url }: Route) => !settings.probesOnly || url === '/livez' || url === '/readyz';
+  for (const route of allRoutes(settings.version).filter(isServed)) serve(app, route);
+  app.register(metricsRoute(settings.metrics));
+
+  app.setNotFoundHandler(async (request) => {
+    if (request.url.startsWith('/api')) keeper.admit(request.headers.authorization, request.ip, 'viewer');
+    const path = request.url.split('?')[0]?.slice(0, 200);
+    throw new Refusal('no_such_route', `${request.method} ${path} is not a route of this API; /docs lists them`);
+  });
+  app.setErrorHandler(refuse);
+  return app;
+
+  function serve(to: FastifyInstance, route: Route): void {
+    const { method, url, role, contentType } = route;
+    const check = checkOf(route);
+    to.route({
+      method,
+      url,
+      // A live view has no end to wait for.
+      exposeHeadRoute: contentType !== 'text/event-stream',
+      bodyLimit: route.takesPayload ? settings.maxPayloadBytes + ENVELOPE_BYTES : BODY_MAX_BYTES,
+      // Before the body is read.
+      onRequest: async (request) => {
+        const { authorization } = request.headers;
+        if (role !== null) request.caller = keeper.admit(authorization, request.ip, role);
+        else if (authorization !== undefined) request.caller = keeper.known(authorization, request.ip);
+      },
+      handler: async (request, reply) => {
+        const { caller, headers, id: requestId, signal } = request;
+        const body = request.body instanceof Body ? request.body : NO_BODY;
+        const parts = check({ params: request.params, query: request.query, body: body.value });
+        const by = { name: caller?.name ?? '', role: caller?.role ?? '', requestId };
+        const asked = { ...surroundings, ...parts, bodyText: body.text, headers, caller, by, signal };
+        // The check has just made the parts what the route's own types say; the table forgets those.
+        const sent = await route.run(asked as Parameters<Route['run']>[0]);
+        const [[status, answer] = ['500', null]] = Object.entries(sent);
+        reply.code(Number(status)).type(contentType ?? 'application/json; charset=utf-8');
+        return answer instanceof Readable || typeof answer === 'string' ? reply.send(answer) : answer;
+      },
+    });
+  }
+
+  function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+    const refusal = refusalOf(error) ?? new Refusal('internal', '');
+    const document = problemDocument(refusal, request.id);
+    if (document.code === 'internal') {
+      const cause = error instanceof Error ? error : new Error(String(error));
+      settings.onError(cause, { method: request.method, route: request.routeOptions.url ?? '', requestId: request.id });
     }
     return reply
-      .code(status)
-      .type(PROBLEM_TYPE)
-      .send(problem(status, 'bad_request', 'Bad Request', error.message));
+      .code(document.status)
+      .headers({ ...SECURITY_HEADERS, 'x-request-id': request.id, ...refusal.headers })
+      .type('application/problem+json')
+      .send(document);
+  }
+}
+
+/** A request's body: as it came, and read. */
+class Body {
+  constructor(
+    readonly text: string,
+    readonly value: unknown,
+  ) {}
+}
+const NO_BODY = new Body('', undefined);
+
+function readBodies(app: FastifyInstance): void {
+  const parse = app.getDefaultJsonParser('error', 'error');
+  app.removeAllContentTypeParsers();
+  app.addContentTypeParser<string>('application/json', { parseAs: 'string' }, (request, text, done) => {
+    if (text === '') return done(null, NO_BODY);
+    parse(request, text, (error, value) => {
+      if (error) done(new Refusal('invalid_json', error.message));
+      else done(null, new Body(text, value));
+    });
   });
 }
 
-const PROBLEM_TYPE = 'application/problem+json';
-
-function problem(status: number, code: string, title: string, detail?: string): Static<typeof Problem> {
-  return { type: 'about:blank', title, status, code, ...(detail === undefined ? {} : { detail }) };
-}
+/**
+ * Written out: of what the usual package sends, Strict-Transport-Security and upgrade-insecure-requests would turn a page
+ * that is served over plain HTTP on a LAN blank.
+ */
+const SECURITY_HEADERS = {
+  'content-security-policy':
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+  'x-content-type-options': 'nosniff',
+  'x-frame-options': 'DENY',
+  'referrer-policy': 'no-referrer',
+  'cross-origin-opener-policy': 'same-origin',
+  'cross-origin-resource-policy': 'same-origin',
+  'cache-control': 'no-store',
+};

@@ -15,6 +15,8 @@ export interface SandboxCommandOptions {
   flaws?: SandboxOptions['flaws'];
   /** Messages a second of each call; default as fast as possible. */
   perSecond?: number | null | undefined;
+  /** Broadcasts that one person may be sent on one day; default 100. */
+  dailyLimit?: number | undefined;
   /** Ends the command when it fires. */
   signal: AbortSignal;
   /** Where the one line about its address goes. */

@@ -1,23 +1,28 @@
 /** `broadcastd start`: wires the daemon together, runs it until it is told to stop, and takes it down in order. */
 import { EventEmitter } from 'node:events';
+import cron from 'node-cron';
 import type { Logger } from 'pino';
 import { buildAdmin, type DaemonState } from '../admin/server.js';
 import { createBroadcastClient } from '../broadcast/client.js';
+import { tracing } from '../broadcast/tracing.js';
 import type { Config } from '../config.js';
 import { flowStore, initialLimits, learnServiceLevel, serviceLevel } from '../db/flow.js';
 import { jobStore } from '../db/jobs.js';
 import { type Listener, listen, Unheard } from '../db/listener.js';
+import { queueMeasures } from '../db/measures.js';
 import { migrate, pendingMigrations, SchemaError } from '../db/migrate.js';
 import { openDatabase } from '../db/pool.js';
 import { jobPruner } from '../db/pruner.js';
-import { pausedQueues, pauseQueue } from '../db/reports.js';
+import { openReports, pausedQueues, pauseQueue } from '../db/reports.js';
 import { DatabaseUnavailable } from '../errors.js';
 import { registry } from '../handlers/index.js';
+import { createMeter, type Meter } from '../metrics/index.js';
 import { observe } from '../observe.js';
 import { Flow } from '../queue/flow.js';
 import { Maintenance, type Schedule } from '../queue/maintenance.js';
 import type { Events, QueueEvents, Worker } from '../queue/ports.js';
 import { QueueWorker } from '../queue/worker.js';
+import { feelPulse } from './pulse.js';
 
 export interface Daemon {
   /** The API's address. */
@@ -29,7 +34,11 @@ export interface Daemon {
   stop(): Promise<void>;
 }
 
+/** `worker`: no API but /livez, /readyz and /metrics. `api`: claims nothing, and looks after nothing. */
+export type Role = 'worker' | 'api' | 'all';
+
 export interface Surroundings {
+  readonly role: Role;
   readonly logger: Logger;
   readonly worker: Worker;
   readonly random: () => number;
@@ -44,23 +53,44 @@ export interface Surroundings {
  * not fit, or the operating system's error when the API's port is taken
  */
 export async function startDaemon(config: Config, surroundings: Surroundings): Promise<Daemon> {
-  const { logger, worker, random, masked, signal } = surroundings;
+  const { role, logger, worker, random, masked, signal } = surroundings;
+  const works = role !== 'api';
   await prepareSchema(config, logger, signal);
 
   const events: Events = new EventEmitter<QueueEvents>();
   observe(events, logger);
   const { jobs, service, schedules } = config;
   const slots = { named: new Map(Object.entries(jobs.concurrency.named)), others: jobs.concurrency.others };
-  const database = openDatabase({
+  const ticking = schedulesOf(config);
+  const meter = createMeter(events, { version: worker.version, slots, schedules: ticking.map(({ name }) => name) });
+  const where = {
     url: config.database.url,
     schema: config.database.schema,
-    applicationName: `broadcastd ${worker.id}`,
     // A direct connection for LISTEN is given when the other one goes through a transaction pooler.
     pooled: config.database.listenUrl !== null,
+    onQuery: meter.query,
+  };
+  const database = openDatabase({
+    ...where,
+    applicationName: `broadcastd ${worker.id}`,
     onPooled: (how) =>
       logger.info({ how }, 'the database connection goes through a pooler: statements are planned anew each time'),
     connectionsMax: 5,
     statementTimeoutMs: 15_000,
+  });
+  // A connection of its own, and little time: a scrape never stands in a claim's way.
+  const measured = openDatabase({
+    ...where,
+    applicationName: `broadcastd metrics ${worker.id}`,
+    connectionsMax: 1,
+    statementTimeoutMs: 2000,
+  });
+  // Neither does whoever looks at the queue, or works on many jobs at once.
+  const shown = openDatabase({
+    ...where,
+    applicationName: `broadcastd api ${worker.id}`,
+    connectionsMax: 3,
+    statementTimeoutMs: 5000,
   });
   const store = jobStore(database, worker, {
     leaseMs: jobs.leaseMs,
@@ -96,6 +126,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
     baseDelayMs: jobs.retryBaseDelayMs,
     random,
   });
+  const traced = tracing(worker.version);
   const queue = new QueueWorker(
     store,
     {
@@ -103,7 +134,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
       unknown: jobs.unknown,
       maxPayloadBytes: jobs.maxPayloadBytes,
     },
-    (claim) => ({ service: flow.serving(claim), pruner }),
+    (claim) => ({ service: traced(flow.serving(claim)), pruner }),
     events,
     {
       slots,
@@ -121,7 +152,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
   const maintenance = new Maintenance(
     store,
     events,
-    { leaseMs: jobs.leaseMs, schedules: schedulesOf(config), timezone: schedules.tz, random },
+    { leaseMs: jobs.leaseMs, schedules: ticking, timezone: schedules.tz, random },
     queue,
     client,
   );
@@ -134,8 +165,9 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
     answerWithinMs: 5000,
     random,
   });
-  heedNotifications(listener, { queue, flow, maintenance }, logger, config);
+  heedNotifications(listener, { queue, flow, maintenance, meter }, logger, config);
 
+  const pulse = works ? null : feelPulse(database);
   let running = false;
   let draining = false;
   const state: DaemonState = {
@@ -152,20 +184,35 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
       return listener.listening;
     },
     get databaseDownMs() {
-      return queue.databaseDownMs;
+      return pulse?.downMs ?? queue.databaseDownMs;
     },
   };
+  const scrape = meter.reading({
+    measures: queueMeasures(measured),
+    state: () => state,
+    activeIn: (name) => queue.activeIn(name),
+    connections: () => database.connections(),
+    onUnread: (figure, error) => logger.warn({ figure, error: error.message }, 'a figure for /metrics cannot be read'),
+  });
   const admin = buildAdmin({
+    probesOnly: role === 'worker',
+    metrics: { token: config.api.metricsToken, scrape },
     tokens: config.api.adminTokens,
+    reports: openReports(shown, config.api.redacted),
+    redacted: config.api.redacted,
+    maxPayloadBytes: jobs.maxPayloadBytes,
+    version: worker.version,
+    schedules: ticks(ticking, schedules.tz),
     state: () => state,
     onError: (error, request) => logger.error({ ...request, error: error.message, stack: error.stack }, 'API error'),
   });
 
   const closeConnections = async () => {
+    await pulse?.stop();
     await listener.close();
     await admin.close();
     await client.close();
-    await database.close();
+    await Promise.all([database.close(), measured.close(), shown.close()]);
   };
   let url: string;
   try {
@@ -182,17 +229,22 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
   }
   if (jobs.ambiguousPolicy === 'retry' && (service.level ?? learned ?? 0) < 1) {
     logger.warn(
-      'the service is not known to remember Idempotency-Key: where an answer is lost, its repetition may reach people ' +
+      'the service has not said yet that it remembers Idempotency-Key: where an answer is lost, its repetition may reach people ' +
         'twice. If it does remember, say so with BROADCAST_SERVICE_LEVEL=1; if not, see AMBIGUOUS_POLICY',
     );
   }
   await initialLimits(database, config.rateLimits);
   const paused = await pausedQueues(database);
   if (paused.length > 0) logger.warn({ queues: paused }, 'paused, until somebody resumes them (* is every queue)');
-  queue.start();
-  maintenance.start();
+  if (works) {
+    queue.start();
+    maintenance.start();
+  }
   running = true;
-  logger.info({ worker: worker.id, version: worker.version, api: url, service: service.url }, 'broadcastd started');
+  logger.info(
+    { role, worker: worker.id, version: worker.version, api: url, service: service.url },
+    'broadcastd started',
+  );
 
   return {
     url,
@@ -201,7 +253,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings): P
     async stop() {
       draining = true;
       // Together: a reaper that waits for a lock must not keep the worker from draining.
-      await Promise.all([maintenance.stop(), queue.stop(config.shutdownGraceMs)]);
+      if (works) await Promise.all([maintenance.stop(), queue.stop(config.shutdownGraceMs)]);
       await closeConnections();
     },
   };
@@ -252,14 +304,24 @@ function schedulesOf({ schedules }: Config): Schedule[] {
   return all.flatMap(({ cron, ...rest }) => (cron === null ? [] : [{ ...rest, cron, data: '{}' }]));
 }
 
+/** The schedules, and when each ticks next. */
+function ticks(schedules: readonly Schedule[], timeZone: string) {
+  const tasks = schedules.map(({ name, cron: expression }) => {
+    const task = cron.createTask(expression, () => {}, { timezone: timeZone });
+    return { name, cron: expression, timeZone, task };
+  });
+  return () => tasks.map(({ task, ...facts }) => ({ ...facts, nextTick: task.getNextRuns(1)[0] ?? null }));
+}
+
 function heedNotifications(
   listener: Listener,
-  { queue, flow, maintenance }: { queue: QueueWorker; flow: Flow; maintenance: Maintenance },
+  { queue, flow, maintenance, meter }: { queue: QueueWorker; flow: Flow; maintenance: Maintenance; meter: Meter },
   logger: Logger,
   config: Config,
 ): void {
   let told: string | null = null;
   listener.events.on('notified', (channel) => {
+    meter.notified(channel === RECALL_CHANNEL ? 'recall' : 'wake');
     if (channel === RECALL_CHANNEL) {
       queue.recheck();
       maintenance.recheck();

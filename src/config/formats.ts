@@ -204,7 +204,9 @@ export const rateLimits = format(
   (text) => {
     const pairs = numbersByName(text, new RegExp(`^(queue:${queueName}|bot:[^\\s=]{1,100})$`), 'key', (number) => {
       const perSecond = /^\d+(\.\d+)?$/.test(number) ? Number(number) : Number.NaN;
-      return Value.Check(PerSecond, perSecond) ? { value: perSecond } : fault('does not give a number from 0.001 to 1000000');
+      return Value.Check(PerSecond, perSecond)
+        ? { value: perSecond }
+        : fault('does not give a number from 0.001 to 1000000');
     });
     return 'faults' in pairs ? pairs : { value: dictionary(pairs.value) };
   },
@@ -221,6 +223,18 @@ export const jobTypes = format(
       if (builtInJobTypes.includes(jobType)) return fault(`${quoted(jobType)} is built in and always known`);
       if (earlier.includes(jobType)) return fault(`${quoted(jobType)} is given twice`);
       return Value.Check(JobType, jobType) ? { value: jobType } : fault(`${quoted(jobType)} is not a job type's name`);
+    }),
+);
+
+const MemberName = Type.String({ pattern: '^[A-Za-z_][A-Za-z0-9_]{0,49}$' });
+
+export const memberNames = format(
+  Type.Array(MemberName),
+  'names of members separated by commas, each of A-Z, a-z, 0-9 and _ (at most 50, no digit first)',
+  (text) =>
+    entries<string>(text, (name, _nth, earlier) => {
+      if (earlier.includes(name)) return fault(`${quoted(name)} is given twice`);
+      return Value.Check(MemberName, name) ? { value: name } : fault(`${quoted(name)} is not a plain name`);
     }),
 );
 

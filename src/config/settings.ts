@@ -18,8 +18,6 @@ export interface Setting {
   readonly secret?: true;
   /** Given but empty: null, instead of the default. */
   readonly emptyIsOff?: true;
-  /** Checked, but without effect in this version, so not documented yet. */
-  readonly planned?: true;
   /** One sentence. */
   readonly meaning: string;
 }

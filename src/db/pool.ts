@@ -18,6 +18,8 @@ export interface DatabaseSettings {
   readonly onPooled?: (how: string) => void;
   readonly connectionsMax: number;
   readonly statementTimeoutMs: number;
+  /** Told of every statement, also of one that failed (no rows then); must not throw. */
+  readonly onQuery?: (query: { readonly name: string | null; readonly ms: number; readonly rows: number }) => void;
 }
 
 export interface Row {
@@ -33,6 +35,8 @@ export interface Database {
    * @throws DatabaseUnavailable, DataRefused, or the driver's error (a bug, a missing privilege, a wrong schema)
    */
   query<R extends Row>(text: string, values?: readonly unknown[], name?: string): Promise<R[]>;
+  /** `waiting`: statements without one. */
+  connections(): { readonly total: number; readonly idle: number; readonly waiting: number };
   close(): Promise<void>;
 }
 
@@ -56,14 +60,28 @@ export function openDatabase(settings: DatabaseSettings): Database {
       for (let round = 1; ; round++) {
         const asPooled = pooled;
         const statement = { text, values: [...values], ...(name === undefined || asPooled ? {} : { name }) };
+        const askedAt = performance.now();
+        let rows: R[] = [];
         try {
           // pool.query destroys the client after any error, so a half-open or demoted connection is not met twice.
-          return (await pool.query<R>(statement)).rows;
+          rows = (await pool.query<R>(statement)).rows;
+          return rows;
         } catch (error) {
           if (!asPooled && isPoolersRefusal(error)) changeOver(messageOf(error));
           else if (!isTransientConflict(error) || round >= CONFLICT_ROUNDS_MAX) throw translated(error);
+        } finally {
+          settings.onQuery?.({ name: name ?? null, ms: performance.now() - askedAt, rows: rows.length });
         }
       }
+    },
+    connections() {
+      const sum = { total: 0, idle: 0, waiting: 0 };
+      for (const { totalCount, idleCount, waitingCount } of pools) {
+        sum.total += totalCount;
+        sum.idle += idleCount;
+        sum.waiting += waitingCount;
+      }
+      return sum;
     },
     async close() {
       await Promise.all(pools.map((each) => each.end()));

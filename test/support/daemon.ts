@@ -49,8 +49,8 @@ export async function runProgram(
 const running = new Set<Program>();
 
 /** `broadcastd start` with quick defaults for tests; ready when it resolves. */
-export async function startProgram(env: Environment, path = PROGRAM): Promise<Program> {
-  const child = spawnProgram(path, ['start'], {
+export async function startProgram(env: Environment, path = PROGRAM, args: string[] = []): Promise<Program> {
+  const child = spawnProgram(path, ['start', ...args], {
     PORT: '0',
     RETRIES_CRON: '',
     CLEANUP_CRON: '',

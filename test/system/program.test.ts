@@ -126,7 +126,7 @@ test.each([
   [{ AMBIGUOUS_POLICY: 'pause' }, 0],
 ])('a service that may not remember keys is warned of at the start: %j', async (env, warnings) => {
   const daemon = await startProgram({ DATABASE_URL: database.url, BROADCAST_SERVICE_URL: service.url, ...env });
-  expect(daemon.lines.filter(({ msg }) => msg.includes('not known to remember'))).toHaveLength(warnings);
+  expect(daemon.lines.filter(({ msg }) => msg.includes('has not said yet that it remembers'))).toHaveLength(warnings);
 });
 
 test('health: without a token one word, with one the figures', async () => {

@@ -74,6 +74,7 @@ describe('a configuration of the two necessary variables', () => {
           pollIntervalMs: 2000,
           ambiguousPolicy: 'retry',
           startPaused: false,
+          stuckAfterMs: 600_000,
         },
         schedules: {
           tz: 'UTC',
@@ -82,7 +83,7 @@ describe('a configuration of the two necessary variables', () => {
           retentionDays: 7,
           deadLetterDays: 30,
         },
-        api: { host: '127.0.0.1', port: 3000, adminTokens: [], metricsToken: null },
+        api: { host: '127.0.0.1', port: 3000, adminTokens: [], metricsToken: null, redacted: [] },
         shutdownGraceMs: 25_000,
         rateLimits: {},
         logLevel: 'info',
@@ -313,7 +314,7 @@ describe('secrets in files', () => {
       BROADCAST_SERVICE_SECRETT: canary,
       LEASE_MS: '1000',
     });
-    expect(loaded.warnings).toHaveLength(3);
+    expect(loaded.warnings).toHaveLength(2);
     expect(loaded.warnings.join()).not.toContain('canary');
   });
 });
@@ -466,12 +467,11 @@ describe('warnings', () => {
     expect(warnings({ BROADCAST_SERVICE_URL: 'http://bot', BROADCAST_SERVICE_SECRET: signingSecret(32) })).toEqual([]);
   });
 
-  test.each(['RATE_LIMITS', 'METRICS_TOKEN'])('%s is checked, and said to have no effect yet', (name) => {
-    const good: Record<string, string> = {
-      RATE_LIMITS: 'bot:a=1',
-      METRICS_TOKEN: 'x'.repeat(24),
-    };
-    expect(warnings({ [name]: good[name] })).toEqual([`${name} is accepted but has no effect in this version.`]);
+  test.each([
+    ['RATE_LIMITS', 'bot:a=1'],
+    ['METRICS_TOKEN', 'x'.repeat(24)],
+  ])('%s is checked, and needs no warning', (name, good) => {
+    expect(warnings({ [name]: good })).toEqual([]);
     expect(faults({ [name]: '?' })).toEqual([expect.stringContaining(`${name}: `)]);
   });
 
@@ -534,9 +534,9 @@ describe('the table of settings', () => {
     const given = assignments(/^[A-Z_]+=/);
     const shown = assignments(/^(# )?[A-Z_]+=/);
     const defaults = Object.fromEntries(
-      table.flatMap(({ name, default: standard, planned }) => (standard && !planned ? [[name, shown[name]]] : [])),
+      table.flatMap(({ name, default: standard }) => (standard ? [[name, shown[name]]] : [])),
     );
-    expect(Object.keys(shown)).toEqual(table.filter(({ planned }) => !planned).map(({ name }) => name));
+    expect(Object.keys(shown)).toEqual(table.map(({ name }) => name));
     expect(load(given).warnings).toEqual([]);
     expect(load({ ...given, ...defaults })).toEqual(load(given));
   });

@@ -37,6 +37,7 @@ const table: Readonly<Record<string, Rule>> = {
   handlers: { ours: ['job', 'errors'] },
   broadcast: { ours: ['job', 'errors'], neverPackages: ['pg', 'fastify'] },
   observe: { ours: [], types: ['queue/ports'], packages: ['pino'] },
+  metrics: { ours: ['errors'], types: ['queue/ports', 'db/measures'], packages: ['prom-client'] },
   logger: { ours: [], types: ['config'], packages: ['pino', 'pino-pretty'] },
   config: { ours: ['job', 'errors'] },
   sandbox: { ours: ['job', 'errors', 'broadcast/protocol'] },
