@@ -2,7 +2,7 @@
  * npm run demo: a private PostgreSQL, the sandbox broadcast service and the daemon, each a real process; sample
  * broadcasts enqueued by plain INSERTs; their progress until they are done. Stays up until Ctrl-C (with --once it ends
  * by itself, 0 only if every job completed) and leaves nothing behind. DATABASE_URL and BROADCAST_SERVICE_URL replace
- * the private parts when set.
+ * the private parts when set, which is said aloud: somebody may have them set for something else.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -11,6 +11,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { setTimeout as wait } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import pg from 'pg';
 import { freePort, startServer } from '../test/support/server.js';
@@ -19,6 +20,8 @@ import { type JobRow, Screen } from './screen.js';
 
 const GIVE_UP_AFTER_MS = 120_000;
 const LOOK_EVERY_MS = 200;
+/** Time for a Ctrl-C before a database or service is used that was not made for the demo. */
+const THINK_TWICE_MS = 5_000;
 const JOBS = `
   select job_id, job_type, queue_name, job_data, status, attempts, error_message, progress, result,
          extract(epoch from started_at - greatest(created_at, scheduled_at))::float8 * 1000 as waited_ms,
@@ -47,8 +50,10 @@ async function demo(): Promise<number> {
   const folder = await mkdtemp(join(tmpdir(), 'broadcastd-demo-'));
   cleanup.push(() => rm(folder, { recursive: true, force: true }));
 
-  const databaseUrl = process.env.DATABASE_URL ?? (await privateDatabase());
-  const serviceUrl = process.env.BROADCAST_SERVICE_URL ?? (await sandboxService(databaseUrl));
+  const { DATABASE_URL: givenDatabase, BROADCAST_SERVICE_URL: givenService } = process.env;
+  await announce(givenDatabase, givenService);
+  const databaseUrl = givenDatabase || (await privateDatabase());
+  const serviceUrl = givenService || (await sandboxService(databaseUrl));
   const port = await freePort();
   const log = join(folder, 'daemon.log');
   await run(['start'], /broadcastd started/, log, {
@@ -65,19 +70,49 @@ async function demo(): Promise<number> {
   const client = new pg.Client({ connectionString: databaseUrl });
   await client.connect();
   cleanup.push(() => client.end());
-  const ids = await insertSamples(client, process.env.BROADCAST_SERVICE_URL ? null : serviceUrl, say);
+  const ids = await insertSamples(client, givenService ? null : serviceUrl, say);
   const allCompleted = await watch(client, ids);
 
   if (!untilDone && !stop.signal.aborted) {
     say('\nStill up. Try it from another terminal:');
-    say(`  psql '${databaseUrl}' -c "INSERT INTO broadcast_queue_jobs (job_type, job_data)`);
+    say(
+      `  psql ${givenDatabase ? '"$DATABASE_URL"' : `'${databaseUrl}'`} -c "INSERT INTO broadcast_queue_jobs (job_type, job_data)`,
+    );
     say(`    VALUES ('send_broadcast', '{\\"broadcast_id\\": 99}')"`);
     say(`  curl http://127.0.0.1:${port}/api/admin/queue/health`);
-    say('Ctrl-C ends it and leaves nothing behind.');
+    say(givenDatabase ? 'Ctrl-C ends it; the jobs stay in your queue.' : 'Ctrl-C ends it and leaves nothing behind.');
     await follow(client, ids);
     say('Stopping …');
   }
   return allCompleted ? 0 : 1;
+}
+
+/** Which database and service it will be. On a terminal there is time to think twice where they are not its own. */
+async function announce(database: string | undefined, service: string | undefined): Promise<void> {
+  if (database) {
+    const { user, host, port, database: name } = new pg.Client({ connectionString: database });
+    say(
+      `Database: NOT PRIVATE, from DATABASE_URL: ${name} at ${host}:${port} as ${user}. Its queue gets the samples, and`,
+    );
+    say('  the daemon works on whatever else waits there.');
+  } else say('Database: a private PostgreSQL, gone when the demo ends.');
+  if (service) {
+    say(
+      `Service:  NOT PRIVATE, from BROADCAST_SERVICE_URL: ${withoutSecrets(service)}. It is called to send for real.`,
+    );
+  } else if (database)
+    say('Service:  the sandbox. It sends to nobody, and keeps its tables in the schema broadcast_sandbox there.');
+  else say('Service:  the sandbox. It sends to nobody.');
+  if ((database || service) && process.stdout.isTTY) {
+    say(`Going on in ${THINK_TWICE_MS / 1000} seconds; Ctrl-C ends it before anything is touched.`);
+    await wait(THINK_TWICE_MS, undefined, { signal: stop.signal });
+  }
+}
+
+function withoutSecrets(url: string): string {
+  if (!URL.canParse(url)) return 'no URL';
+  const { origin, pathname } = new URL(url);
+  return origin + pathname;
 }
 
 async function privateDatabase(): Promise<string> {

@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { Webhook } from 'standardwebhooks';
 import type { Level } from '../contract/call.js';
 import { checks } from '../contract/checks/index.js';
-import { documentOf, wordsOf } from '../contract/report.js';
+import { documentOf, warningsOf, wordsOf } from '../contract/report.js';
 import { testContract } from '../contract/run.js';
 
 export interface ContractTestOptions {
@@ -38,7 +38,8 @@ export class UsageError extends Error {
 }
 
 export const CONTRACT_TEST_HELP = `
-It makes the service send for real: run it against a staging instance, with 50 to 10,000 people who do not mind.
+It makes the service send for real: run it against a staging instance, with 50 to 10,000 people who do not mind,
+and who may get some twenty broadcasts on one day: whom a frequency limit leaves out shows nothing.
 Each check uses fresh job ids (UUIDs) and, unless --broadcast names one, fresh broadcast ids
 (contract-<random>-<check>). Checks that must count from zero are skipped where a given broadcast has nothing left to do.
 
@@ -49,9 +50,12 @@ more, say so by --slow-messenger: a service that then leaves nobody unknown, kil
 
 Checks: ${checks.map(({ id }) => id).join(', ')}.
 
-Exit code: 0 all that was tested holds, 1 something fails or the service cannot be reached, 2 usage.`;
+A check that finds nothing to judge by, such as people who can be sent to today, neither holds nor fails: it SHOWS
+NOTHING, and the last lines say which and how to mend it. In JSON it is "inconclusive"; CI had better want 0 of them.
 
-/** @returns whether all that was tested holds. @throws UsageError */
+Exit code: 0 nothing fails, 1 something fails or the service cannot be reached, 2 usage.`;
+
+/** @returns whether nothing fails and it came to its end. @throws UsageError */
 export async function contractTest(
   url: string,
   options: ContractTestOptions,
@@ -73,8 +77,10 @@ export async function contractTest(
     ...{ only, signal },
     timeoutMs: timeout * 1000,
   });
-  if (json) print(JSON.stringify(documentOf(report), null, 2));
-  else for (const line of wordsOf(report)) print(line);
+  if (json) {
+    print(JSON.stringify(documentOf(report), null, 2));
+    for (const line of warningsOf(report)) complain(line);
+  } else for (const line of wordsOf(report)) print(line);
   return !report.interrupted && report.results.every(({ outcome }) => outcome !== 'failed');
 }
 

@@ -67,6 +67,8 @@ export class NoAnswer extends Error {
     message: string,
     /** Whether the whole request had been handed to the network. */
     readonly written: boolean,
+    /** The operating system's or Node's, where there is one. */
+    readonly code: string | null = null,
   ) {
     super(message);
   }
@@ -122,9 +124,9 @@ export class Service {
       const headers = { ...pairs(parcel.headers), 'content-length': Buffer.byteLength(parcel.body) };
       const url = new URL(parcel.path, this.#base);
       const request = ask(url, { method: parcel.method, headers, agent: false });
-      const giveUp = (why: string) => {
+      const giveUp = (why: string, code: string | null = null) => {
         release();
-        reject(new NoAnswer(why, written));
+        reject(new NoAnswer(why, written, code));
         request.destroy();
       };
       const onAbort = () => giveUp('given up');
@@ -139,7 +141,11 @@ export class Service {
         bounds.signal.removeEventListener('abort', onAbort);
       };
       bounds.signal.addEventListener('abort', onAbort);
-      request.on('error', (error) => giveUp(`${'code' in error ? `${error.code}: ` : ''}${error.message}`));
+      request.on('error', (error: NodeJS.ErrnoException) => {
+        // Of a name with several addresses there is no message, only the code.
+        const said = [error.code, error.message].filter(Boolean).join(': ');
+        giveUp(said, error.code ?? null);
+      });
       request.on('finish', () => {
         written = true;
         if (cutAfterMs !== undefined) cut = setTimeout(() => giveUp('cut by the kit'), cutAfterMs);

@@ -16,6 +16,6 @@ export interface Check {
   readonly needs: readonly string[];
   /** Kills the service: nothing else may run meanwhile. */
   readonly alone?: true;
-  /** @returns a remark, where passing says less than it might. @throws Breach, Skipped; NoAnswer counts as a breach */
+  /** @returns a remark, where passing says less than it might. @throws Breach, Inconclusive, Skipped; NoAnswer counts as a breach */
   readonly run: (trial: Trial) => Promise<string | undefined>;
 }

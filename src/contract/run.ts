@@ -8,7 +8,7 @@ import { type Level, NoAnswer, Service, type ServiceOptions } from './call.js';
 import type { Check } from './check.js';
 import { checks } from './checks/index.js';
 import { type Facts, Trial, type TrialSettings } from './trial.js';
-import { Breach, Skipped } from './verdict.js';
+import { type Advice, Breach, Inconclusive, Skipped } from './verdict.js';
 
 export interface ContractOptions extends Omit<TrialSettings, 'level' | 'hasSecret' | 'hasToken'>, ServiceOptions {
   /** Null: up to the one that the service claims. */
@@ -23,12 +23,17 @@ export interface ContractOptions extends Omit<TrialSettings, 'level' | 'hasSecre
 
 export interface Result {
   readonly check: Check;
-  readonly outcome: 'passed' | 'failed' | 'skipped';
+  /** Inconclusive: tried, and a service that breaks the promise would have looked the same. */
+  readonly outcome: 'passed' | 'failed' | 'inconclusive' | 'skipped';
   /** Of a failure: what was sent and what came back. */
   readonly sent: string | null;
   readonly came: string | null;
-  /** What is wrong, why it was skipped, or a remark; null: nothing to say. */
+  /** What is wrong, why it was skipped or shows nothing, or a remark; null: nothing to say. */
   readonly said: string | null;
+  /** Of a failure: what it leads to. */
+  readonly why: string | null;
+  /** Of a failure, and of what shows nothing. */
+  readonly mend: string | null;
   readonly ms: number;
 }
 
@@ -36,6 +41,8 @@ export interface ContractReport {
   readonly url: string;
   readonly levelClaimed: Level | null;
   readonly levelTested: Level;
+  /** Whether any call gets through: otherwise nothing can be told, not even the level. */
+  readonly isReachable: boolean;
   /** In the order of the levels. */
   readonly results: readonly Result[];
   /** Whether it was ended before its end. */
@@ -44,6 +51,7 @@ export interface ContractReport {
 
 /** Without these nothing else can be told, and they find out what the others go by. */
 const FIRST = ['reachable', 'answer'];
+const UNREACHABLE = 'reachable fails';
 const SIDE_BY_SIDE = 4;
 
 export async function testContract(options: ContractOptions): Promise<ContractReport> {
@@ -55,14 +63,18 @@ export async function testContract(options: ContractOptions): Promise<ContractRe
   const wanted = options.only === null ? null : withNeeds(options.only);
   const chosen = checks.filter(({ id }) => !FIRST.includes(id) && (wanted?.has(id) ?? true));
   const tested = chosen.filter(({ level }) => level <= run.level);
-  const why = options.level === null ? 'claimed by the service (X-Broadcast-Level)' : 'asked for (--level)';
-  for (const check of chosen) if (!tested.includes(check)) run.skip(check, `level ${check.level} is not ${why}`);
+  const isReachable = run.results.get('reachable')?.outcome !== 'failed';
+  const how = options.level === null ? 'claimed by the service (X-Broadcast-Level)' : 'asked for (--level)';
+  for (const check of chosen) {
+    if (!tested.includes(check)) run.skip(check, isReachable ? `level ${check.level} is not ${how}` : UNREACHABLE);
+  }
   await run.sideBySide(tested.filter(({ alone }) => !alone));
   await run.oneByOne(tested.filter(({ alone }) => alone));
   return {
     url: options.url,
     levelClaimed: run.service.levelClaimed,
     levelTested: run.level,
+    isReachable,
     results: checks.flatMap(({ id }) => run.results.get(id) ?? []),
     interrupted: options.signal.aborted,
   };
@@ -113,7 +125,8 @@ class Run {
   }
 
   skip(check: Check, said: string): void {
-    this.results.set(check.id, { check, outcome: 'skipped', sent: null, came: null, said, ms: 0 });
+    const nothing = { sent: null, came: null, why: null, mend: null };
+    this.results.set(check.id, { check, outcome: 'skipped', said, ...nothing, ms: 0 });
   }
 
   async #one(check: Check): Promise<void> {
@@ -136,20 +149,24 @@ class Run {
     const deadline = AbortSignal.timeout(timeoutMs);
     const settings = { ...this.options, level: this.level, hasSecret: secret !== null, hasToken: token !== null };
     const either = AbortSignal.any([signal, deadline]);
-    const ended = (outcome: Result['outcome'], said: string | null, about?: Breach): Result => ({
-      ...{ check, outcome, said, sent: about?.sent ?? null, came: about?.came ?? null },
+    const ended = (outcome: Result['outcome'], said: string | null, more: Partial<Result> = {}): Result => ({
+      ...{ check, outcome, said, sent: null, came: null, why: null, mend: null },
+      ...more,
       ms: Math.round(performance.now() - startedAt),
     });
+    const failed = (said: string, breach?: Breach) => {
+      const { why, mend }: Advice = breach?.advice ?? check;
+      return ended('failed', said, { sent: breach?.sent ?? null, came: breach?.came ?? null, why, mend });
+    };
     try {
       const remark = await check.run(new Trial(check.id, this.service, settings, this.#facts, either));
       return ended('passed', remark ?? null);
     } catch (error) {
       if (error instanceof Skipped) return ended('skipped', error.message);
-      if (error instanceof Breach) return ended('failed', error.message, error);
-      if (deadline.aborted) {
-        return ended('failed', `it did not come to its end within ${timeoutMs / 1000} s (--timeout)`);
-      }
-      if (error instanceof NoAnswer) return ended('failed', `there was no answer: ${error.message}`);
+      if (error instanceof Inconclusive) return ended('inconclusive', error.message, { mend: error.mend });
+      if (error instanceof Breach) return failed(error.message, error);
+      if (deadline.aborted) return failed(`it did not come to its end within ${timeoutMs / 1000} s (--timeout)`);
+      if (error instanceof NoAnswer) return failed(`there was no answer: ${error.message}`);
       if (signal.aborted) return ended('skipped', 'ended early');
       // A slip of this kit.
       throw error;

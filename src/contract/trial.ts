@@ -6,7 +6,7 @@ import { randomUUID } from 'node:crypto';
 import { setTimeout as wait } from 'node:timers/promises';
 import { headerOf } from '../broadcast/reply.js';
 import type { Answer, Bounds, Call, Deviation, Level, Service } from './call.js';
-import { Breach, isSuccess, mustSucceed, Skipped } from './verdict.js';
+import { Breach, Inconclusive, isSuccess, mustSucceed, Skipped } from './verdict.js';
 
 export interface TrialSettings {
   readonly type: string;
@@ -130,7 +130,7 @@ export class Trial {
       steps.push({ call, answer });
       if (this.locationOf(answer) !== null) steps.push(...(await this.operationThrough(call, answer)));
       const last = steps.at(-1)?.answer ?? answer;
-      if (last.json?.status === 'hold') throw new Skipped(`the service holds: ${last.shown}`);
+      if (last.json?.status === 'hold') throw holds(last);
       if (last.json?.status !== 'continue' || steps.length >= MOST_STEPS) return { steps, call, answer: last };
       call = this.next(call, answer, later);
     }
@@ -162,19 +162,22 @@ export class Trial {
     return this.service.pathOf(location);
   }
 
-  /** People to plan slices and pace by. @throws Skipped when there are too few, or nobody knows */
+  /** People to plan slices and pace by. @throws Inconclusive when there are too few, or nobody knows */
   audience(): number {
     const { audience } = this.facts;
-    if (audience === null) throw new Skipped('the service gives no total to plan slices by');
+    if (audience === null) {
+      throw new Inconclusive('the service gives no total to plan slices by', 'give progress.total in each answer');
+    }
     if (audience >= FEWEST_PEOPLE) return audience;
-    throw new Skipped(`needs an audience of at least ${FEWEST_PEOPLE} people; this one has ${audience}`);
+    const few = `needs an audience of at least ${FEWEST_PEOPLE} people; this one has ${audience}`;
+    throw new Inconclusive(few, 'give the service 50 to 10,000 people who do not mind');
   }
 
-  /** @throws Skipped, or Breach, when the answer to a small slice does not say that there is more to do */
+  /** @throws Skipped, Inconclusive, or Breach, when the answer to a small slice does not say that there is more to do */
   mustContinue(call: Call, answer: Answer): Answer {
     mustSucceed(call, answer);
     if (answer.json?.status === 'continue') return answer;
-    if (answer.json?.status === 'hold') throw new Skipped(`the service holds: ${answer.shown}`);
+    if (answer.json?.status === 'hold') throw holds(answer);
     if (this.settings.level === 3 && headerOf(answer, 'location') !== undefined) {
       throw new Skipped('the service works in operations (level 3), not in slices');
     }
@@ -198,6 +201,13 @@ export class Trial {
     const seconds = this.settings.level >= 2 ? call.waitSeconds + WAIT_SLACK_SECONDS : 900;
     return { timeoutMs: seconds * 1000, signal: this.signal };
   }
+}
+
+function holds(answer: Answer): Inconclusive {
+  return new Inconclusive(
+    `the service holds: ${answer.shown}`,
+    'run it outside of quiet hours, or switch them off here',
+  );
 }
 
 /** Milliseconds by `Retry-After` in seconds; null without one. */

@@ -2,7 +2,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox';
 import { Type } from 'typebox';
 import { problem, send } from './answer.js';
-import { Fault, type Faults } from './faults.js';
+import { type Faults, readFault } from './faults.js';
 import { countUsers, declareBroadcast, listRequests, type Pools, reportBroadcast } from './store.js';
 
 const BroadcastId = Type.Object({ id: Type.String({ minLength: 1, maxLength: 200 }) });
@@ -36,9 +36,10 @@ export function control(pools: Pools, faults: Faults): FastifyPluginAsyncTypebox
 
     app.get('/sandbox/faults', async () => ({ faults: faults.list() }));
 
-    app.post('/sandbox/faults', { schema: { body: Fault } }, async (request, reply) => {
-      if (!faults.add(request.body)) return send(reply, problem(409, 'too_many_faults', 'Clear some first.'));
-      return reply.code(201).send(request.body);
+    app.post('/sandbox/faults', async (request, reply) => {
+      const fault = readFault(request.body);
+      if (!faults.add(fault)) return send(reply, problem(409, 'too_many_faults', 'Clear some first (DELETE).'));
+      return reply.code(201).send(fault);
     });
 
     app.delete('/sandbox/faults', async (_request, reply) => {

@@ -5,11 +5,12 @@
 import { once } from 'node:events';
 import { Readable } from 'node:stream';
 import type { FastifyReply } from 'fastify';
-import { type Static, Type } from 'typebox';
-import { type Answer, problem, send } from './answer.js';
+import { type Static, type TSchema, Type } from 'typebox';
+import { Value } from 'typebox/value';
+import { type Answer, problem, Refusal, send } from './answer.js';
 import { pause } from './pace.js';
 
-/** Which calls a fault is meant for, and how many of them; each member left out means any. */
+/** Which calls a fault is meant for, and how many of them; each member left out means any, or all until it is cleared. */
 const For = {
   job_type: Type.Optional(Type.String({ maxLength: 200 })),
   broadcast_id: Type.Optional(Type.String({ maxLength: 200 })),
@@ -17,7 +18,7 @@ const For = {
 };
 const strictly = { additionalProperties: false };
 
-export const Fault = Type.Union([
+const Fault = Type.Union([
   /** Does the work, then takes `delay_ms` more before it is done. */
   Type.Object(
     { fault: Type.Literal('slow'), delay_ms: Type.Integer({ minimum: 0, maximum: 3_600_000 }), ...For },
@@ -46,6 +47,36 @@ export const Fault = Type.Union([
   Type.Object({ fault: Type.Literal('drip'), ...For }, strictly),
 ]);
 export type Fault = Static<typeof Fault>;
+
+/** Such as `status (status, retry_after?)`: what each fault can be told, a question mark after what may be left out. */
+const known = Fault.anyOf.map(({ properties, required }) => {
+  const own = Object.keys(properties).filter((name) => name !== 'fault' && !(name in For));
+  const members = own.map((name) => (required.some((one) => one === name) ? name : `${name}?`));
+  return properties.fault.const + (members.length > 0 ? ` (${members.join(', ')})` : '');
+});
+
+/** @throws Refusal, which says what is wrong and what there is */
+export function readFault(body: unknown): Fault {
+  if (Value.Check(Fault, body)) return body;
+  const { fault } = Object(body);
+  const kind = Fault.anyOf.find(({ properties }) => properties.fault.const === fault);
+  const wrong = kind === undefined ? [unknownFault(fault)] : errorsIn(kind, body);
+  const detail = `${wrong.join('; ')}. There are ${known.join(', ')}; each with job_type?, broadcast_id?, times?.`;
+  throw new Refusal(problem(400, 'no_such_fault', detail, { retriable: false }));
+}
+
+function unknownFault(fault: unknown): string {
+  return fault === undefined ? '"fault" must say which' : `there is no fault ${JSON.stringify(fault).slice(0, 100)}`;
+}
+
+function errorsIn(kind: TSchema, body: unknown): string[] {
+  return Value.Errors(kind, body).flatMap(({ keyword, instancePath, message }) => {
+    // Said of the member already.
+    if (keyword === 'additionalProperties') return [];
+    const member = instancePath.slice(1);
+    return keyword === 'boolean' ? `it knows no ${member}` : `${member} ${message}`.trim();
+  });
+}
 
 const MOST_FAULTS = 100;
 

@@ -134,7 +134,7 @@ function dueBy({ status, lease_id, scheduled_at, next_retry_at }: JobRow): Date 
   return waits ? (next_retry_at ?? scheduled_at) : null;
 }
 
-export function isClaimable({ status, lease, later }: ModelJob): boolean {
+function isClaimable({ status, lease, later }: ModelJob): boolean {
   return status === 'pending' || ((status === 'retry' || (status === 'processing' && lease === null)) && !later);
 }
 

@@ -39,6 +39,11 @@ const CATCHES: Record<Exclude<Flaw, 'resends-unknown'>, readonly [check: string,
   'delete-ignored': ['delete', 3],
   'forgets-operation': ['poll', 3],
 };
+/** What needs the pace, or an operation that can be asked for, to meet a call at work. */
+const LEAVES_OPEN: Readonly<Record<string, readonly string[]>> = {
+  'ignores-pace': ['in-progress', 'wait', 'cut-slice'],
+  'location-elsewhere': ['in-progress'],
+};
 const caught = Object.entries(CATCHES).map(([flaw, [check, level]]) => ({ flaw, check, level }));
 
 /** As many at once: they mostly wait for the pace that they have asked for. */
@@ -79,6 +84,8 @@ describe('of each flaw', () => {
         ...{ sent: expect.any(String), came: expect.any(String), said: expect.any(String) },
       }),
     ]);
+    const inconclusive = results.filter(({ outcome }) => outcome === 'inconclusive').map((result) => result.check.id);
+    expect(inconclusive.filter((id) => !LEAVES_OPEN[flaw]?.includes(id))).toEqual([]);
     for (const { outcome, said } of results) {
       if (outcome === 'skipped') expect(said).toMatch(new RegExp(`^${check} fails$|${NOT_IN_THIS_TEST.source}`));
     }

@@ -43,7 +43,7 @@ describe('the sandbox', () => {
         const count = (outcome: string) => checks.filter((check) => check.outcome === outcome).length;
         expect(figures).toEqual({
           ...{ url, level_claimed: level, level_tested: level },
-          ...{ passed: count('passed'), failed: 0, skipped: count('skipped') },
+          ...{ passed: count('passed'), failed: 0, inconclusive: 0, skipped: count('skipped') },
         });
         const passed = checks.filter(({ outcome }) => outcome === 'passed').map(({ id }) => id);
         expect(passed).toEqual(expect.arrayContaining([...ofThisLevel]));
@@ -56,7 +56,7 @@ describe('the sandbox', () => {
             ms: expect.any(Number),
           });
           if (check.outcome === 'skipped')
-            expect(check.seen).toMatch(/^(level \d is not claimed|no --restart-cmd|the service works in op)/);
+            expect(check.reason).toMatch(/^(level \d is not claimed|no --restart-cmd|the service works in op)/);
         }
       });
     },
@@ -70,9 +70,10 @@ describe('the sandbox', () => {
       expect(document.failed).toBe(1);
       expect(document.checks[0]).toMatchObject({
         ...{ id: 'reachable', outcome: 'failed' },
-        seen: expect.stringMatching(/came back: 401 .*without the credentials/),
+        seen: expect.stringMatching(/came back: 401 .*no credentials were given/),
+        ...{ reason: null, why: expect.stringContaining('breaker'), mend: expect.stringContaining('--token') },
       });
-      expect(document.checks[1]).toMatchObject({ id: 'answer', seen: 'reachable fails' });
+      expect(document.checks[1]).toMatchObject({ id: 'answer', seen: null, reason: 'reachable fails', why: null });
     });
   });
 
@@ -83,7 +84,7 @@ describe('the sandbox', () => {
       expect(code).toBe(0);
       for (const id of ['slices', 'replayed-cursor', 'cut-slice', 'dry-run']) {
         const check = document.checks.find((one) => one.id === id);
-        expect(check).toMatchObject({ outcome: 'skipped', seen: expect.stringContaining('needs a fresh broadcast') });
+        expect(check).toMatchObject({ outcome: 'skipped', reason: expect.stringContaining('needs a fresh broadcast') });
       }
     });
   });
@@ -202,11 +203,22 @@ describe('a plain service', () => {
   });
 });
 
-test('a service that is not there is named so', async () => {
+test('a service that is not there is named so, and all that follows from it takes one line', async () => {
   const { code, stdout } = await runProgram(['contract-test', `http://127.0.0.1:${await freePort()}`], {});
   expect(code).toBe(1);
   expect(stdout).toMatch(/FAIL reachable/);
-  expect(stdout).toMatch(/ECONNREFUSED/);
+  expect(stdout).toMatch(/wrong: nothing listens there: is it started, is the port right\?/);
+  expect(stdout).toMatch(/came: +ECONNREFUSED/);
+  expect(stdout.match(/skipped/g)).toHaveLength(2);
+  expect(stdout).toMatch(/skipped, since reachable fails: all the others \(28\)\n\n0 hold, 1 fail, 28 skipped\.\n$/);
+  expect(stdout).not.toMatch(/redirect is never|says no level/);
+});
+
+test('a service that speaks no TLS is told from one that is not there', async () => {
+  const service = await startHttpServer();
+  const { stdout } = await runProgram(['contract-test', service.url.replace('http:', 'https:')], {});
+  await service.close();
+  expect(stdout).toMatch(/wrong: it speaks no TLS: is it http instead of https\?/);
 });
 
 test.each([

@@ -117,6 +117,31 @@ test('faults are listed and cleared, and one that makes no sense is refused', as
   expect((await call(url, job('cleared'))).status).toBe(200);
 });
 
+test.each([
+  [{ fault: 'slowly' }, /^there is no fault "slowly"\./],
+  [{}, /^"fault" must say which\./],
+  [{ fault: 'slow' }, /^must have required properties delay_ms\./],
+  [{ fault: 'status', status: 200, time: 3 }, /^it knows no time; status must be >= 300\./],
+])('a fault that makes no sense is told what there is: %j', async (fault, wrong) => {
+  const response = await fetch(`${url}/sandbox/faults`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify(fault),
+  });
+  expect(response.status).toBe(400);
+  const { detail } = Object(await response.json());
+  expect(detail).toMatch(wrong);
+  expect(detail).toMatch(/There are slow \(delay_ms\), status \(status, retry_after\?, .*drip; each with .*times\?\.$/);
+});
+
+test('without its times a fault lasts, and a later one waits behind it until it is deleted', async () => {
+  await arm({ fault: 'status', status: 500, broadcast_id: 'lasting' });
+  await arm({ fault: 'status', status: 502, broadcast_id: 'lasting' });
+  for (const _ of [1, 2, 3]) expect((await call(url, job('lasting'))).status).toBe(500);
+  await fetch(`${url}/sandbox/faults`, { method: 'DELETE' });
+  expect((await call(url, job('lasting'))).status).toBe(200);
+});
+
 test('closing cuts the calls that hang and drip', async () => {
   const other = await startSandbox({ databaseUrl: database.url });
   await arm({ fault: 'hang', times: 1 }, other.url);

@@ -3,7 +3,7 @@ import { headerOf } from '../../broadcast/reply.js';
 import type { Answer, Call } from '../call.js';
 import type { Check } from '../check.js';
 import type { Trial } from '../trial.js';
-import { Breach, countersOf, isSuccess, Skipped } from '../verdict.js';
+import { Breach, countersOf, Inconclusive, isSuccess, keepsNoPace } from '../verdict.js';
 
 export const operationChecks: readonly Check[] = [
   {
@@ -96,7 +96,7 @@ export const operationChecks: readonly Check[] = [
       const call = trial.fresh({ perSecond: slowly(trial) });
       const first = await trial.begin(call);
       const path = trial.locationOf(first);
-      if (path === null) throw new Skipped('the operation was over at once');
+      if (path === null) throw keepsNoPace('the operation was over at once');
       await untilUnderWay(trial, path, call);
       const answer = await trial.ask('DELETE', path, call);
       if (!isSuccess(answer)) throw new Breach(`DELETE ${path}`, answer, 'it is not answered 2xx');
@@ -105,8 +105,15 @@ export const operationChecks: readonly Check[] = [
       const before = await trial.ask('GET', path, call);
       await trial.pause(1500);
       const after = await trial.ask('GET', path, call);
-      if (!isSuccess(before) || !isSuccess(after)) return 'the operation cannot be asked for any more';
-      if (after.json?.status === 'completed') return 'the operation was completed before it could be stopped';
+      if (!isSuccess(before) || !isSuccess(after)) {
+        throw new Inconclusive(
+          'the operation cannot be asked for any more',
+          'let GET of a cancelled operation still say how far it came',
+        );
+      }
+      if (after.json?.status === 'completed') {
+        throw keepsNoPace('the operation was completed before it could be stopped');
+      }
       const [then, now] = [processedOf(before), processedOf(after)];
       if (now <= then) return undefined;
       throw new Breach(`DELETE ${path}, then GET`, after, `processed went on from ${then} to ${now}`);

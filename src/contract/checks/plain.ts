@@ -2,26 +2,34 @@
 
 import { MAX_TEXT_BYTES } from '../../broadcast/protocol.js';
 import { headerOf } from '../../broadcast/reply.js';
-import type { Answer, Call } from '../call.js';
+import { type Answer, type Call, NoAnswer } from '../call.js';
 import type { Check } from '../check.js';
 import type { Trial } from '../trial.js';
-import { Breach, isSuccess, Skipped } from '../verdict.js';
+import { type Advice, Breach, isSuccess, Skipped } from '../verdict.js';
 
 export const plainChecks: readonly Check[] = [
   {
     id: 'reachable',
     level: 0,
     title: 'the service answers, and not with a redirect',
-    why: 'A redirect is never followed: it could lead the payload and the credentials anywhere.',
-    mend: 'Give the base URL itself (BROADCAST_SERVICE_URL): its scheme, host and path up to /jobs, the secret and the token.',
+    why: 'Where no call gets through, no job is done, and nothing else can be told.',
+    mend: 'Give the base URL itself (BROADCAST_SERVICE_URL): its scheme, host, port and path up to /jobs.',
     needs: [],
     async run(trial) {
       const call = trial.fresh();
-      const answer = await trial.once(call);
-      if (answer.status >= 300 && answer.status < 400) throw new Breach(call, answer, 'a redirect is never followed');
+      const answer = await trial.once(call).catch((error: unknown) => {
+        if (!(error instanceof NoAnswer) || trial.signal.aborted) throw error;
+        throw new Breach(call, error.message, reasonOf(error));
+      });
+      if (answer.status >= 300 && answer.status < 400) {
+        throw new Breach(call, answer, 'a redirect is never followed', REDIRECTED);
+      }
       if (answer.status === 401 || answer.status === 403) {
         const given = trial.settings.hasSecret || trial.settings.hasToken;
-        throw new Breach(call, answer, `the call is refused ${given ? 'with' : 'without'} the credentials given`);
+        const wrong = given
+          ? 'the call is refused with the credentials given'
+          : 'the call is refused: no credentials were given';
+        throw new Breach(call, answer, wrong, REFUSED);
       }
       return undefined;
     },
@@ -102,6 +110,33 @@ export const plainChecks: readonly Check[] = [
     },
   },
 ];
+
+const REDIRECTED: Advice = {
+  why: 'It could lead the payload and the credentials anywhere.',
+  mend: 'Give the base URL itself (BROADCAST_SERVICE_URL), the one that the redirect leads to: its scheme, host and path up to /jobs.',
+};
+const REFUSED: Advice = {
+  why: 'A daemon with these credentials gets no job done: its breaker opens, and all jobs wait.',
+  mend: 'Give the secret and the token of the service, as the daemon has them: in BROADCAST_SERVICE_SECRET and BROADCAST_SERVICE_TOKEN, or by --secret and --token.',
+};
+
+/** By the operating system's and Node's codes. */
+const REASONS: Readonly<Record<string, string>> = {
+  ECONNREFUSED: 'nothing listens there: is it started, is the port right?',
+  ENOTFOUND: 'there is no host of that name',
+  EAI_AGAIN: 'the name of the host cannot be looked up: is there a network?',
+  EHOSTUNREACH: 'no way leads to that host from here',
+  ENETUNREACH: 'no way leads to that host from here',
+  ECONNRESET: 'it closes the connection without an answer: is it an HTTP service, and http or https right?',
+  EPROTO: 'it speaks no TLS: is it http instead of https?',
+  ERR_SSL_WRONG_VERSION_NUMBER: 'it speaks no TLS: is it http instead of https?',
+  ERR_SSL_PACKET_LENGTH_TOO_LONG: 'it speaks no TLS: is it http instead of https?',
+  HPE_INVALID_CONSTANT: 'what listens there speaks no HTTP: is the port right?',
+};
+
+function reasonOf({ code, message }: NoAnswer): string {
+  return REASONS[code ?? ''] ?? `there was no answer: ${message}`;
+}
 
 const MOST_SLICES = 100;
 

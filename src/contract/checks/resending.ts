@@ -4,7 +4,16 @@ import type { Progress } from '../../job.js';
 import { type Answer, type Call, NoAnswer } from '../call.js';
 import type { Check } from '../check.js';
 import { type Trial, UNLIMITED, type Walk } from '../trial.js';
-import { accountsForAll, Breach, countersOf, isSuccess, Skipped } from '../verdict.js';
+import {
+  accountsForAll,
+  Breach,
+  countersOf,
+  Inconclusive,
+  isSuccess,
+  keepsNoPace,
+  nobodySentTo,
+  Skipped,
+} from '../verdict.js';
 
 export const resendingChecks: readonly Check[] = [
   {
@@ -32,7 +41,8 @@ export const resendingChecks: readonly Check[] = [
           `the real send after it reached ${found} people instead of ${usual}: it had sent`,
         );
       }
-      return usual === 0 ? 'nobody can be sent to at all, so this shows nothing' : undefined;
+      if (usual === 0) throw nobodySentTo();
+      return undefined;
     },
   },
   {
@@ -48,7 +58,10 @@ export const resendingChecks: readonly Check[] = [
       const call = trial.fresh({ payload });
       const first = await trial.post(call);
       if (first.status >= 400 && first.status < 500) {
-        throw new Skipped(`the service refuses the recipient ${testRecipients}; name others by --test-recipients`);
+        throw new Inconclusive(
+          `the service refuses the recipient ${testRecipients}: ${first.shown}`,
+          'name people that it knows by --test-recipients',
+        );
       }
       const walk = await trial.through(call);
       const { processed } = countersOf(walk.call, walk.answer);
@@ -71,6 +84,7 @@ export const resendingChecks: readonly Check[] = [
         walk = await trial.through(trial.next(walk.call, walk.answer, { scope, cursor: null }));
         mustTouchOnly(walk, before, scope);
         if (!before[scope]) remarks.push(scope);
+        if (scope === 'failed' && !before.sent) throw nobodySentTo();
       }
       return remarks.length === 2 ? 'nobody had failed or was unknown' : undefined;
     },
@@ -132,7 +146,7 @@ async function killOnce(trial: Trial, restart: (signal: AbortSignal) => Promise<
   });
   const early = await running;
   if (early !== null && isSuccess(early) && trial.locationOf(early) === null) {
-    throw new Skipped('the slice was over before the kill: the service does not keep the pace');
+    throw keepsNoPace('the slice was over before the kill');
   }
   const again = trial.repetition(call);
   await untilBack(trial, again);

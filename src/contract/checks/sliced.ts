@@ -3,7 +3,7 @@ import { MAX_CURSOR_BYTES } from '../../broadcast/protocol.js';
 import { type Answer, type Call, levelOf, NoAnswer } from '../call.js';
 import type { Check } from '../check.js';
 import { UNLIMITED } from '../trial.js';
-import { accountsForAll, Breach, countersOf, Skipped, sumOf } from '../verdict.js';
+import { accountsForAll, Breach, countersOf, keepsNoPace, nobodySentTo, Skipped, sumOf } from '../verdict.js';
 
 export const slicedChecks: readonly Check[] = [
   {
@@ -93,7 +93,8 @@ export const slicedChecks: readonly Check[] = [
         throw new Breach(call, error.message, 'a slice must end within wait_seconds and 15 seconds');
       });
       if (trial.locationOf(answer) !== null) throw new Skipped(OPERATIONS);
-      return answer.json?.status === 'continue' ? undefined : 'the whole broadcast was done before the time was over';
+      if (answer.json?.status === 'continue') return undefined;
+      throw keepsNoPace('the whole broadcast was done before the time was over');
     },
   },
   {
@@ -111,8 +112,11 @@ export const slicedChecks: readonly Check[] = [
       const { sent = 0 } = countersOf(call, answer);
       // Rounded up by one message; and whoever is given a second may use it up at its beginning.
       const most = perSecond * Math.max(1, answer.ms / 1000) * 1.2 + 1;
-      if (sent <= most) return sent === 0 ? 'nobody was sent to' : undefined;
-      throw new Breach(call, answer, `${sent} messages in ${answer.ms / 1000} s are more than ${perSecond} a second`);
+      if (sent > most) {
+        throw new Breach(call, answer, `${sent} messages in ${answer.ms / 1000} s are more than ${perSecond} a second`);
+      }
+      if (sent === 0) throw nobodySentTo();
+      return undefined;
     },
   },
   {
@@ -130,9 +134,12 @@ export const slicedChecks: readonly Check[] = [
       const { cursor } = trial.next(call, first);
       const replay = await trial.through(trial.next(walk.call, walk.answer, { cursor }));
       const after = countersOf(replay.call, replay.answer);
-      if (after.processed === before.processed && after.sent === before.sent) return undefined;
-      const what = `sent was ${before.sent} of ${before.processed} at the end, and is ${after.sent} of ${after.processed}`;
-      throw new Breach(replay.call, replay.answer, `${what}: people were counted again`);
+      if (after.processed !== before.processed || after.sent !== before.sent) {
+        const what = `sent was ${before.sent} of ${before.processed} at the end, and is ${after.sent} of ${after.processed}`;
+        throw new Breach(replay.call, replay.answer, `${what}: people were counted again`);
+      }
+      if (!before.sent) throw nobodySentTo();
+      return undefined;
     },
   },
   {
@@ -161,7 +168,9 @@ export const slicedChecks: readonly Check[] = [
       if (counters.total !== total) {
         throw new Breach(walk.call, walk.answer, `total was ${total} before the cut, and is ${counters.total}`);
       }
-      return early === null ? undefined : 'the slice was over before it could be cut: it does not keep the pace';
+      if (!counters.sent) throw nobodySentTo();
+      if (early !== null) throw keepsNoPace('the slice was over before it could be cut');
+      return undefined;
     },
   },
 ];
