@@ -4,9 +4,9 @@
 -- A limit is so many messages a second, jobs at once, or both, for a queue or for a bot. Before a call that a limit
 -- governs the daemon asks for a grant: how many people the call may reach, at what pace, from when on. Grants of one
 -- limit follow one another without overlap: next_free_at is where the last one ends. A grant lasts about a second, and
--- is given a tenth of a second ahead at most, so that a changed limit is obeyed at once. Where a call takes longer than its
--- grant, by a stumble of a machine, the next one waits until it has reported; but not for a service that is always slower
--- than the pace that it is given, of which several calls together come up to the limit.
+-- is given a tenth of a second ahead at most, so that a changed limit is obeyed at once. When a call has taken much longer
+-- than its grant, by a stumble of a machine, those after it wait for each other's reports until one is in time again; but
+-- not where the service is always slower than its pace, for then several calls together come up to the limit.
 --
 -- A gate keeps everybody from calling until it opens: the bot's, or the service's. The breaker is a gate that failures
 -- close, and that opens a little at a time: one call, by one daemon, after pauses that grow, until one succeeds.
@@ -20,7 +20,7 @@ create table broadcast_queue_limits (
   -- jobs at once, over all daemons
   max_concurrent  integer,
   next_free_at    timestamptz not null default clock_timestamp(),
-  -- the last grant has not been reported yet, and is waited for until then; how many in a row were reported late
+  -- until when the last grant is waited for, where it has not been reported; how many in a row were reported late
   held_until      timestamptz,
   late            smallint    not null default 0,
   -- rises with every claim under max_concurrent, so that of two claims at once the later sees that it counted too few
@@ -275,7 +275,7 @@ begin
            order by b.key for no key update loop
     per_second := least(per_second, l.per_second);
     begins := greatest(begins, l.next_free_at);
-    held := greatest(held, case when l.late < 3 then l.held_until end);
+    held := greatest(held, case when l.late between 1 and 2 then l.held_until end);
   end loop;
   if per_second is null then
     return;
@@ -327,7 +327,8 @@ begin
             then greatest(moment, l.next_free_at - (items - used) / l.per_second * 1.02 * interval '1 second')
           else l.next_free_at end,
         late = case when l.held_until is null then l.late
-                    when moment > (receipt ->> l.key)::timestamptz then least(l.late + 1, 3) else 0 end,
+                    when moment > (receipt ->> l.key)::timestamptz + interval '100 milliseconds'
+                      then least(l.late + 1, 3) else 0 end,
         held_until = case when l.next_free_at <> (receipt ->> l.key)::timestamptz then l.held_until end
     where l.key = any(keys) and l.per_second is not null
     returning (receipt ->> l.key)::timestamptz as until, l.next_free_at

@@ -154,37 +154,38 @@ describe('what a grant was not used for', () => {
     expect(await queue.query('select next_free_at::text from broadcast_queue_limits')).toEqual(before);
   });
 
-  test('does not matter while the call still runs: the next one waits for its report, for a while', async () => {
+  test('is waited for after a call that ended late, for a while', async () => {
     await limit('queue:broadcasts', 100);
+    await queue.query('update broadcast_queue_limits set late = 1');
     const { receipt } = await granted('broadcasts', null, 10);
     await queue.query('select pg_sleep(0.12)');
     expect(await flow.grant('broadcasts', null, 10)).toMatchObject({ kind: 'later' });
     await flow.used(receipt, 10, 10);
     await granted('broadcasts', null, 10);
     await queue.query(
-      "update broadcast_queue_limits set next_free_at = now(), held_until = now() - interval '1 second'",
+      "update broadcast_queue_limits set late = 1, next_free_at = now(), held_until = now() - interval '1 second'",
     );
     await granted('broadcasts', null, 10);
   });
 
-  test('is not waited for where the service is always late, and again once it is not', async () => {
+  test('counts as late a tenth of a second after its time; always late is not waited for', async () => {
     await limit('queue:broadcasts', 1000);
+    const late = async () => (await queue.query('select late from broadcast_queue_limits'))[0]?.late;
     for (let n = 1; n <= 3; n++) {
       const { receipt } = await granted('broadcasts', null, 10);
-      await queue.query('select pg_sleep(0.02)');
+      await queue.query('select pg_sleep(0.15)');
       await flow.used(receipt, 10, 10);
+      expect(await late()).toBe(n);
     }
-    const beside = [await granted('broadcasts', null, 90), await granted('broadcasts', null, 90)];
-    for (const { receipt } of beside) await flow.used(receipt, 90, 90);
-    await queue.query('select pg_sleep(0.2)');
-    await granted('broadcasts', null, 10);
-    await queue.query('select pg_sleep(0.02)');
-    expect(await flow.grant('broadcasts', null, 10)).toMatchObject({ kind: 'later' });
+    const beside = [await granted('broadcasts', null, 50), await granted('broadcasts', null, 50)];
+    for (const { receipt } of beside) await flow.used(receipt, 50, 50);
+    expect(await late()).toBe(0);
   });
 
   test('is not waited for on a limit that does not set the pace', async () => {
     await limit('queue:broadcasts', 1000);
     for (const bot of ['a', 'b']) await limit(`bot:${bot}`, 10);
+    await queue.query('update broadcast_queue_limits set late = 1');
     await granted('broadcasts', 'a');
     await queue.query('select pg_sleep(0.03)');
     await granted('broadcasts', 'b');
