@@ -1,6 +1,6 @@
 /** Limits, gates and the breaker through real daemons: what a service that counts its callers sees. */
 import { expect, test } from '@jest/globals';
-import { held, type RecordedRequest, reply, replyJson, type Script } from '../support/http-server.js';
+import { held, reply, replyJson } from '../support/http-server.js';
 import { setStage } from '../support/stage.js';
 import { until } from '../support/until.js';
 
@@ -31,8 +31,6 @@ const listening = async (count: number, env: Record<string, string> = {}) => {
   await Promise.all(daemons.map((daemon) => daemon.line(({ msg }) => msg.startsWith('listening'))));
   return daemons;
 };
-
-const answerAfter = (ms: number, script: Script) => held(new Promise((resolve) => setTimeout(resolve, ms)), script);
 
 test('after a 429 with Retry-After 5 no replica calls until then, and no attempt is consumed', async () => {
   await listening(3);
