@@ -110,6 +110,7 @@ language plpgsql stable set search_path from current as $$
 declare
   j      broadcast_queue_jobs;
   found_ record;
+  opens_in_ms  double precision;
   utc constant text := 'YYYY-MM-DD HH24:MI:SS "UTC"';
 begin
   select * into j from broadcast_queue_jobs b where b.job_id = broadcast_why_waiting.job_id;
@@ -156,6 +157,12 @@ begin
       else format('due at %s', to_char(j.due_at at time zone 'UTC', utc)) end;
   end if;
 
+  opens_in_ms := broadcast_window_wait(j.send_window, j.queue_name, j.scheduled_at, j.started_at is null);
+  if opens_in_ms > 0 then
+    return format('waiting for its send window, until %s',
+      to_char((clock_timestamp() + opens_in_ms * interval '1 millisecond') at time zone 'UTC', utc));
+  end if;
+
   select * into found_ from broadcast_queue_limits l
     where l.key in ('queue:' || j.queue_name, 'bot:' || j.bot_id) and l.per_second is not null
       and l.next_free_at > clock_timestamp()
@@ -186,6 +193,9 @@ begin
     where w.last_seen_at > clock_timestamp() - interval '30 seconds'
       and coalesce((w.slots ->> j.queue_name)::integer, (w.slots ->> '*')::integer, 0) > 0) then
     return format('no running daemon has slots for the queue %s (CONCURRENCY)', j.queue_name);
+  end if;
+  if j.due_at > clock_timestamp() - interval '3 seconds' then
+    return 'due now: it is called as soon as a daemon has taken it';
   end if;
   return format('due since %s: every slot of its queue is busy, or other jobs come first',
     to_char(j.due_at at time zone 'UTC', utc));

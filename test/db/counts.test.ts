@@ -140,11 +140,22 @@ describe('why a job waits', () => {
 
   test('no daemon, none with slots, none free', async () => {
     await queue.query('delete from broadcast_queue_workers');
-    const { job_id } = await queue.insert();
+    const { job_id } = await queue.insert({ scheduled_at: fromNow('-1 minute') });
     expect(await why(job_id)).toBe('no daemon is running');
     await aDaemon({ other: 2, '*': 0 });
     expect(await why(job_id)).toBe('no running daemon has slots for the queue broadcasts (CONCURRENCY)');
     await aDaemon({ '*': 2 });
     expect(await why(job_id)).toMatch(/^due since .* UTC: every slot of its queue is busy, or other jobs come first$/);
+    const fresh = await queue.insert();
+    expect(await why(fresh.job_id)).toBe('due now: it is called as soon as a daemon has taken it');
+  });
+
+  test('a window that no daemon has looked at yet is named', async () => {
+    const [hours] = await queue.query<{ hours: unknown }>(
+      `select jsonb_build_object('from', to_char(now() at time zone 'UTC' + interval '2 hours', 'HH24:MI'),
+         'to', to_char(now() at time zone 'UTC' + interval '3 hours', 'HH24:MI'), 'time_zone', 'UTC') as hours`,
+    );
+    const { job_id } = await queue.insert({ send_window: hours?.hours });
+    expect(await why(job_id)).toMatch(/^waiting for its send window, until .* UTC$/);
   });
 });

@@ -1,6 +1,6 @@
 /** Many jobs at one stroke: thousands retried, cancelled or deleted by ids, by filter, or as a group of failures. */
 import { afterAll, beforeAll, beforeEach, expect, test } from '@jest/globals';
-import { openApi, type TestApi } from '../support/api.js';
+import { openApi, secretOf, type TestApi } from '../support/api.js';
 import { claimOne } from '../support/store.js';
 
 let api: TestApi;
@@ -126,4 +126,15 @@ test.each<[string, object]>([
 ])('%s is refused', async (_what, body) => {
   const answer = await api.ask('POST', '/jobs/retry', { body });
   expect([answer.status, answer.body.code]).toEqual([400, 'invalid_request']);
+});
+
+test('over a real connection too, whose request is long read when the work begins', async () => {
+  await insertFailed(120);
+  const url = await api.app.listen({ host: '127.0.0.1', port: 0 });
+  const response = await fetch(`${url}/api/admin/queue/jobs/retry`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${secretOf('admin')}`, 'content-type': 'application/json' },
+    body: JSON.stringify({ filter: { status: 'failed' } }),
+  });
+  expect(await response.json()).toMatchObject({ matched: 120, changed: 120, complete: true });
 });
