@@ -6,7 +6,12 @@ export default {
   roots: ['<rootDir>/test'],
   testMatch: ['**/*.test.ts'],
   // These need PgBouncer, which no npm package brings: `npm run test:pooler`.
-  testPathIgnorePatterns: ['/node_modules/', '/test/pooler/'],
+  // And these take minutes: `npm run test:all`.
+  testPathIgnorePatterns: [
+    '/node_modules/',
+    '/test/pooler/',
+    ...(process.env.LONG_TESTS === '1' ? [] : ['\\.long\\.test\\.ts$']),
+  ],
   extensionsToTreatAsEsm: ['.ts'],
   moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1' },
   transform: {

@@ -390,7 +390,7 @@ describe('with a daemon', () => {
     const { job_id } = await queue.queueBroadcast(42);
     await until('it is completed', async () => (await found(job_id)).status === 'completed');
     expect(await queue.progress(job_id)).toMatchObject({ status: 'completed', sent: 2, percent: 100 });
-    expect(await queue.isProcessorRunning()).toBe(true);
+    await until('the daemon has signed in', () => queue.isProcessorRunning());
 
     const segment = await queue.queueSegmentBroadcast(42, 'lost');
     await until('it failed', async () => (await found(segment.job_id)).status === 'failed');
