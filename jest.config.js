@@ -10,7 +10,7 @@ export default {
   testPathIgnorePatterns: [
     '/node_modules/',
     '/test/pooler/',
-    ...(process.env.LONG_TESTS === '1' ? [] : ['\\.long\\.test\\.ts$']),
+    ...(process.env.LONG_TESTS === '1' ? [] : ['\\.long\\.']),
   ],
   extensionsToTreatAsEsm: ['.ts'],
   moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1' },
