@@ -5,12 +5,6 @@ import { createDatabase, type TestDatabase } from '../support/postgres.js';
 import { type SpawnedSandbox, spawnSandbox } from '../support/sandbox-spawn.js';
 import { until } from '../support/until.js';
 
-/**
- * Each single second is judged where the machine has nothing else to do (`npm run test:all`): a sandbox that is not given
- * the processor for a tenth of a second sends a tenth less in that one, and perhaps a tenth more in the next.
- */
-const ALONE = process.env.LONG_TESTS === '1';
-
 let database: TestDatabase;
 let sandbox: SpawnedSandbox;
 
@@ -75,8 +69,8 @@ test('500 a second over three replicas and four broadcasts: in any second betwee
   expect(fast.seconds).toBeGreaterThanOrEqual(7);
   // However the machine stumbles, what was granted is not exceeded: so much for the time, and a slice.
   expect(fast.all).toBeLessThanOrEqual(500 * (fast.seconds + 2));
-  if (ALONE) expect(fast.most).toBeLessThanOrEqual(510);
-  if (ALONE) expect(fast.least).toBeGreaterThanOrEqual(475);
+  expect(fast.most).toBeLessThanOrEqual(510);
+  expect(fast.least).toBeGreaterThanOrEqual(475);
 
   await database.query('select pg_sleep(5)');
   const [row] = await database.query<{ after: string }>(
@@ -85,8 +79,8 @@ test('500 a second over three replicas and four broadcasts: in any second betwee
   );
   const slow = await busiest(row?.after ?? '', await databaseNow());
   expect(slow.all).toBeLessThanOrEqual(100 * (slow.seconds + 2));
-  if (ALONE) expect(slow.most).toBeLessThanOrEqual(102);
-  if (ALONE) expect(slow.least).toBeGreaterThanOrEqual(90);
+  expect(slow.most).toBeLessThanOrEqual(102);
+  expect(slow.least).toBeGreaterThanOrEqual(90);
 
   await database.query(`select broadcast_set_limit('queue:broadcasts', 100000)`);
   await until(
