@@ -6,7 +6,8 @@
 import { identifier } from './pool.js';
 
 /**
- * $1 queues, $2 their free slots, $3 free slots of each other queue, $4 lease, $5 worker, $6 lease ms, $7 max bytes.
+ * $1 queues, $2 their free slots, $3 free slots of each other queue, $4 lease, $5 worker, $6 lease ms, $7 max bytes,
+ * $8 how many jobs more of each queue of $1 may be claimed ahead.
  *
  * One row per job, in the order of the line, or one without a job; each says in how many milliseconds to look again.
  * Rows to be written are named twice, by a join and by an array: without the array a plan made while the table was empty,
@@ -37,13 +38,14 @@ export function claimStatement(schema: string): string {
       set probes = s.probes + 1, open_until = clock_timestamp() + interval '1 second'
         * case when first.outage_calls >= ${PROBES_AT_A_BRISK_PACE} then ${SLOW_PROBE_PAUSE_S}
           else least(power(2, s.probes + 1), ${PROBE_PAUSE_MAX_S}) end
-      from (select outage_calls from due where probes order by place limit 1) first
+      from (select outage_calls from due where probes order by line limit 1) first
       where s.name = 'default' and s.opened_at is not null and s.open_until <= now()
       returning s.open_until
     ), chosen as materialized (
       -- While the breaker tries whether the service is back, one daemon makes one call.
-      select * from due
-      where not probes or place = (select min(place) from due where probes) and exists (select from probe)
+      -- First those that there are slots for, then the others so that all queues come to their end together.
+      select due.*, row_number() over (order by share, line) as place from due
+      where not probes or line = (select min(line) from due where probes) and exists (select from probe)
     ), claimed as (
       update ${jobs} j
       set status = 'processing', lease_id = $4::uuid, epoch = j.epoch + 1,
@@ -52,11 +54,11 @@ export function claimStatement(schema: string): string {
           started_at = coalesce(j.started_at, now()), completed_at = null, pause_requested_at = null,
           hold_reason = null, updated_at = now()
       from chosen where j.id = chosen.id and j.id = any(array(select id from chosen))
-      returning j.*, chosen.place,
+      returning j.*, chosen.place, chosen.share > 0 as ahead,
                 (extract(epoch from now()) - extract(epoch from chosen.due_at))::float8 * 1000 as waited_ms
     ), leased as (
-      insert into ${leases} (lease_id, worker_id, job_ids, created_at, expires_at)
-      select $4::uuid, $5::text, array_agg(id order by place), now(),
+      insert into ${leases} (lease_id, worker_id, job_ids, begun, created_at, expires_at)
+      select $4::uuid, $5::text, array_agg(id order by place), count(*) filter (where not ahead), now(),
              clock_timestamp() + $6::float8 * interval '1 millisecond'
       from claimed having count(*) > 0
     ), counted as (
@@ -65,7 +67,7 @@ export function claimStatement(schema: string): string {
         select room.key from room join claimed on room.queue_name = claimed.queue_name or room.bot_id = claimed.bot_id))
     )
     select ${nextLook(jobs)} as next_due_ms, exists (select from room) as capped,
-      c.id, c.job_id, c.queue_name, c.job_type, c.bot_id,
+      c.ahead, c.id, c.job_id, c.queue_name, c.job_type, c.bot_id,
       left(coalesce(c.job_data ->> 'broadcast_id', c.job_data ->> 'broadcastId'), 100) as broadcast_id,
       left(coalesce(c.job_data ->> 'segment_id', c.job_data ->> 'segmentId'), 100) as segment_id,
       c.attempts, c.max_attempts, c.epoch, c.step_seq, c.step_cursor, c.step_scope, c.operation_url,
@@ -147,8 +149,15 @@ const wanted = (pauses: string, limits: string) => `
     select queue.*, shut.opens_at,
            case when shut.opens_at is not null
                   or exists (select from ${pauses} p where p.queue_name in (queue.queue_name, '*')) then 0
-                else coalesce(slots.free, $3::integer) end as free
-    from queue left join unnest($1::text[], $2::integer[]) slots (queue_name, free) using (queue_name)
+                else at_once + case when slots.ahead = 0 or service.troubled
+                    or exists (select from ${limits} l where l.key = 'queue:' || queue.queue_name
+                                 or true = any(queue.bots) and starts_with(l.key, 'bot:')) then 0
+                  else coalesce(slots.ahead, 0) end
+                end as free,
+           at_once, slots.ahead
+    from queue left join unnest($1::text[], $2::integer[], $8::integer[]) slots (queue_name, free, ahead)
+      using (queue_name)
+    cross join lateral (select coalesce(slots.free, $3::integer) as at_once) slot
     cross join service
     cross join lateral (
       select greatest(case when queue.queue_name <> ${CALLS_NOBODY} then service.opens_at end,
@@ -201,8 +210,8 @@ const due = (jobs: string, windowWait: string) => `
     from (select bots.*, row_number() over (partition by bots.bot_id order by bots.priority desc, bots.place) as of_bot
           from bots join allowed using (queue_name) where bots.id is not null and allowed.slots > 0) b
     where b.of_bot <= coalesce((select room.jobs from room where room.bot_id = b.bot_id), b.of_bot)
-  ), due as materialized (
-    select due.id, due.due_at, due.outage_calls, row_number() over () as place,
+  ), in_line as materialized (
+    select due.id, due.due_at, due.outage_calls, row_number() over () as line, allowed.queue_name, at_once, ahead,
            (select half_open from service) and allowed.queue_name <> ${CALLS_NOBODY}
              and coalesce(due.started_at is not null or due.expires_at > now(), true)
              and ${windowWait}(due.send_window, allowed.queue_name, due.scheduled_at, due.started_at is null) is null
@@ -229,6 +238,10 @@ const due = (jobs: string, windowWait: string) => `
         order by j.due_at, j.id limit allowed.slots) j
       limit allowed.slots) due
     where allowed.slots > 0
+  ), due as materialized (
+    select *, greatest(row_number() over (partition by queue_name order by line) - at_once, 0)::float8
+                / greatest(ahead, 1) as share
+    from in_line
   )`;
 
 const DUE_COLUMNS = 'j.id, j.due_at, j.outage_calls, j.send_window, j.scheduled_at, j.started_at, j.expires_at';

@@ -20,23 +20,34 @@ export function jobStore(database: Database, worker: Worker, settings: StoreSett
   const sql = statements(database.schema);
 
   return {
-    async claim(leaseId, free, others) {
+    async claim(leaseId, free, others, ahead = NONE) {
       const askedAt = performance.now();
       const rows = await database.query<ClaimRow>(
         sql.claim,
         [
           [...free.keys()],
-          [...free.values()].map((slots) => Math.max(slots, 0)),
+          [...free.values()],
           others,
           leaseId,
           worker.id,
           settings.leaseMs,
           settings.maxPayloadBytes,
+          [...free.keys()].map((queue) => ahead.get(queue) ?? 0),
         ],
         'claim',
       );
-      const claims = rows.filter((row) => row.id !== null).map((row) => toClaim(row, leaseId, askedAt));
-      return { claims, nextDueMs: rows[0]?.next_due_ms ?? null, capped: rows[0]?.capped ?? false };
+      const claimed = rows.filter((row) => row.id !== null);
+      return {
+        claims: claimed.map((row) => toClaim(row, leaseId, askedAt)),
+        begun: claimed.filter((row) => !row.ahead).length,
+        nextDueMs: rows[0]?.next_due_ms ?? null,
+        capped: rows[0]?.capped ?? false,
+      };
+    },
+
+    async begin(begun) {
+      const rows = await database.query<{ lease_id: string }>(sql.begin, [[...begun.keys()], [...begun.values()]], 'begin');
+      return new Set(rows.map((row) => row.lease_id));
     },
 
     async settle(settlements, finishedLeases) {
@@ -137,8 +148,11 @@ const FOLD_MAX = 10_000;
 /** The highest epoch that a service may ask for: later claims must still fit into the column. */
 const EPOCH_MAX = 2_000_000_000;
 
+const NONE: ReadonlyMap<string, number> = new Map();
+
 interface ClaimRow extends Row {
   next_due_ms: number | null;
+  ahead: boolean;
   capped: boolean;
   id: string | null;
   job_id: string;

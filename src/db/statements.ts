@@ -18,6 +18,13 @@ export function statements(schema: string) {
   return {
     claim: claimStatement(schema),
 
+    // $1 leases, $2 how many of their jobs may be called. Whoever reaps one of these meets us at its row.
+    begin: `
+      update ${leases} l set begun = greatest(l.begun, told.begun)
+      from unnest($1::uuid[], $2::integer[]) told (lease_id, begun)
+      where l.lease_id = told.lease_id and l.lease_id = any($1::uuid[])
+      returning l.lease_id`,
+
     // $1 settlements as JSON, $2 leases that are finished with them, $3 worker.
     // Fenced: a row whose lease is not the one named is left alone and answered with `lost`.
     settle: `
@@ -92,21 +99,12 @@ export function statements(schema: string) {
       select j.id from ${jobs} j join renewed using (lease_id)
       where j.id = any($7::bigint[]) and j.status = 'processing'`,
 
-    // $1 leases whose jobs were never begun. A first claim is one that set started_at, to its own time.
+    // $1 leases whose jobs were never begun.
     release: `
       with gone as (
         delete from ${leases} where lease_id = any($1::uuid[]) returning lease_id, job_ids, created_at
       )
-      update ${jobs} j
-      set status = case when j.pause_requested_at is not null then 'paused'
-                   when j.step_seq > 0 or j.operation_url is not null then 'processing' else 'pending' end,
-          paused_from = case when j.pause_requested_at is null then null
-                        when j.step_seq > 0 or j.operation_url is not null then 'processing' else 'pending' end,
-          hold_reason = case when j.pause_requested_at is not null
-                          then coalesce(j.hold_reason, 'paused by an operator') end,
-          pause_requested_at = null, lease_id = null,
-          attempts = greatest(j.attempts - 1, 0), next_retry_at = now(),
-          started_at = case when j.started_at = gone.created_at then null else j.started_at end, updated_at = now()
+      update ${jobs} j set ${handedBack('gone.created_at')}
       from gone cross join unnest(gone.job_ids) held (id)
       where j.id = held.id and j.id = any(array(select unnest(job_ids) from gone))
         and j.lease_id = gone.lease_id and j.status = 'processing'
@@ -116,7 +114,7 @@ export function statements(schema: string) {
     // Right after a restart of the server every holder gets the time to renew first: an outage costs nobody an attempt.
     reap: `
       with expired as materialized (
-        select lease_id, worker_id, job_ids, created_at from ${leases}
+        select lease_id, worker_id, job_ids, begun, created_at from ${leases}
         where expires_at < clock_timestamp()
           and pg_postmaster_start_time() < clock_timestamp() - $1::float8 * interval '1 millisecond'
         order by expires_at limit 50
@@ -144,11 +142,17 @@ export function statements(schema: string) {
                     else array(select distinct f from unnest(j.flags || '{possible_duplicate}'::text[]) f order by f) end,
             stalled_calls = j.stalled_calls + 1, stalled_since = coalesce(j.stalled_since, clock_timestamp()),
             updated_at = clock_timestamp()
-        from expired e cross join unnest(e.job_ids) held (id)
+        from expired e cross join unnest(e.job_ids) with ordinality held (id, place)
         where j.id = held.id and j.id = any(array(select unnest(job_ids) from expired))
-          and j.lease_id = e.lease_id and j.status = 'processing'
+          and j.lease_id = e.lease_id and j.status = 'processing' and coalesce(held.place <= e.begun, true)
         returning j.id, j.job_id, j.job_type, j.status, j.epoch, j.attempts, j.step_seq, j.error_message,
                   e.worker_id, e.created_at
+      ), uncalled as (
+        update ${jobs} j set ${handedBack('e.created_at')}
+        from expired e cross join unnest(e.job_ids) with ordinality held (id, place)
+        where j.id = held.id and j.id = any(array(select unnest(job_ids) from expired where begun is not null))
+          and j.lease_id = e.lease_id and j.status = 'processing' and held.place > e.begun
+        returning j.job_id, j.job_type, j.status, e.worker_id
       ), gone as (
         delete from ${leases} l using expired where l.lease_id = expired.lease_id
       ), recorded as (
@@ -164,7 +168,9 @@ export function statements(schema: string) {
               from ${leases} l where l.lease_id not in (select lease_id from expired)
               having count(*) > 0) as next_expiry_ms,
              f.job_id, f.job_type, f.status, f.worker_id
-      from (select) always left join freed f on true`,
+      from (select) always left join (
+        select job_id, job_type, status, worker_id from freed
+        union all select job_id, job_type, status, worker_id from uncalled) f on true`,
 
     // $1 schedule, $2 its tick, $3 job type, $4 payload.
     // The schedule's row lets one daemon through per tick; the unique key, one live job at a time.
@@ -236,6 +242,20 @@ export function statements(schema: string) {
       from walked`,
   };
 }
+
+/**
+ * A claimed job that was never called is as it was before: due, and its attempt given back. A first claim is one that set
+ * started_at, to its own time.
+ */
+const handedBack = (claimedAt: string) => `
+  status = case when j.pause_requested_at is not null then 'paused'
+           when j.step_seq > 0 or j.operation_url is not null then 'processing' else 'pending' end,
+  paused_from = case when j.pause_requested_at is null then null
+                when j.step_seq > 0 or j.operation_url is not null then 'processing' else 'pending' end,
+  hold_reason = case when j.pause_requested_at is not null then coalesce(j.hold_reason, 'paused by an operator') end,
+  pause_requested_at = null, lease_id = null,
+  attempts = greatest(j.attempts - 1, 0), next_retry_at = now(),
+  started_at = case when j.started_at = ${claimedAt} then null else j.started_at end, updated_at = now()`;
 
 /** The call may have been carried out, and such a job is left to an operator ($2). */
 const IN_DOUBT = `$2::boolean and starts_with(j.job_type, 'send_') and j.operation_url is null`;

@@ -10,19 +10,61 @@ interface Lease {
   /** On this process's monotonic clock: no call may begin after it. */
   deadline: number;
   readonly jobs: Map<string, AbortController>;
+  /** Its jobs in their order, and how many of these, from the first, the database knows as begun. */
+  readonly order: ReadonlyMap<string, number>;
+  begun: number;
   /** A settlement of one of its jobs was never written: the row must stay, so that the reaper finds that job. */
   leftToReaper: boolean;
 }
 
 export class Leases {
   readonly #held = new Map<string, Lease>();
+  /** Hold nothing more, and their rows are there still. */
+  readonly #over = new Set<string>();
 
   constructor(private readonly leaseMs: number) {}
 
-  /** @param askedAt when the claim was sent; the lease cannot have begun earlier */
-  add(leaseId: string, claims: readonly Claim[], askedAt: number): void {
+  /**
+   * @param claims in the order in which the lease names them
+   * @param askedAt when the claim was sent; the lease cannot have begun earlier
+   * @param begun how many of them, from the first, may be called at once
+   */
+  add(leaseId: string, claims: readonly Claim[], askedAt: number, begun: number): void {
     const jobs = new Map(claims.map((claim) => [claim.job.id, new AbortController()]));
-    this.#held.set(leaseId, { deadline: askedAt + this.#safeMs, jobs, leftToReaper: false });
+    const order = new Map(claims.map((claim, i) => [claim.job.id, i + 1]));
+    this.#held.set(leaseId, { deadline: askedAt + this.#safeMs, jobs, order, begun, leftToReaper: false });
+  }
+
+  /**
+   * Whether it may be called: a job that was claimed ahead only after the database knows, for else the reaper would say
+   * of a call that a crash cut short that there was none.
+   */
+  mayBegin({ leaseId, job }: Claim): boolean {
+    const lease = this.#held.get(leaseId);
+    // Of a lease that is gone no call is made; to find that out the job has to begin.
+    return lease === undefined || (lease.order.get(job.id) ?? 0) <= lease.begun;
+  }
+
+  /** What the database is to be told, by lease, before these may be called. */
+  unbegun(claims: readonly Claim[]): Map<string, number> {
+    const last = new Map<string, number>();
+    for (const claim of claims) {
+      if (this.mayBegin(claim)) continue;
+      const place = this.#held.get(claim.leaseId)?.order.get(claim.job.id) ?? 0;
+      last.set(claim.leaseId, Math.max(last.get(claim.leaseId) ?? 0, place));
+    }
+    return last;
+  }
+
+  /** The database was told, and answered which of these leases are still ours. */
+  begin(told: ReadonlyMap<string, number>, ours: ReadonlySet<string>): void {
+    for (const [leaseId, begun] of told) {
+      const lease = this.#held.get(leaseId);
+      if (!lease) continue;
+      lease.begun = Math.max(lease.begun, begun);
+      if (ours.has(leaseId)) continue;
+      for (const controller of lease.jobs.values()) controller.abort('lease_lost' satisfies AbortReason);
+    }
   }
 
   signal(claim: Claim): AbortSignal {
@@ -36,14 +78,25 @@ export class Leases {
     return lease === undefined || performance.now() > lease.deadline;
   }
 
-  /** The leases that hold nothing more once this batch is settled. */
+  /** The leases that hold nothing more: now, or once this batch is settled. */
   finishedBy(batch: readonly Settlement[]): string[] {
     const settled = new Map<string, number>();
     for (const { leaseId } of batch) settled.set(leaseId, (settled.get(leaseId) ?? 0) + 1);
-    return [...settled.keys()].filter((id) => {
+    const byBatch = [...settled.keys()].filter((id) => {
       const lease = this.#held.get(id);
       return lease?.jobs.size === settled.get(id) && !lease?.leftToReaper;
     });
+    return [...byBatch, ...this.#over];
+  }
+
+  /** Their rows are gone. */
+  struckOff(leases: readonly string[]): void {
+    for (const id of leases) this.#over.delete(id);
+  }
+
+  /** Two batches settled the last jobs of a lease at the same time, so that neither could strike it off. */
+  get hasOver(): boolean {
+    return this.#over.size > 0;
   }
 
   /** @param answered the database has answered; else the job is left to its lease's end, which is renewed no more for it */
@@ -52,7 +105,9 @@ export class Leases {
     if (!lease) return;
     lease.jobs.delete(id);
     if (!answered) lease.leftToReaper = true;
-    if (lease.jobs.size === 0) this.#held.delete(leaseId);
+    if (lease.jobs.size > 0) return;
+    this.#held.delete(leaseId);
+    if (!lease.leftToReaper) this.#over.add(leaseId);
   }
 
   /** One heartbeat. @throws DatabaseUnavailable */

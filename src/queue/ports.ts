@@ -96,14 +96,24 @@ export interface Store {
    * Claims due jobs, highest priority first, then earliest due, then lowest id.
    * @param leaseId made by the caller, so that a claim whose answer was lost can be released by its name
    * @param free free slots by queue; `others` for each queue not named
-   * @returns the jobs in that order, and in how many milliseconds the next one is due (null: none known). `capped`: a
-   * limit on jobs at once had its say, so that a job that ends may make room for another
+   * @param ahead how many jobs more may be claimed before there is a slot for them, where no limit and no trouble speaks
+   * against it
+   * @returns the jobs in that order, those for free slots first, and in how many milliseconds the next one is due (null:
+   * none known). `begun`: how many of them may be called at once; for the others see `begin`. `capped`: a limit on jobs
+   * at once had its say, so that a job that ends may make room for another
    */
   claim(
     leaseId: string,
     free: ReadonlyMap<string, number>,
     others: number,
-  ): Promise<{ claims: Claim[]; nextDueMs: number | null; capped: boolean }>;
+    ahead?: ReadonlyMap<string, number>,
+  ): Promise<{ claims: Claim[]; begun: number; nextDueMs: number | null; capped: boolean }>;
+  /**
+   * So many jobs of each lease, from its first, may be called from now on: a crash costs these an attempt, and not those
+   * behind them.
+   * @returns which of the leases are still held
+   */
+  begin(begun: ReadonlyMap<string, number>): Promise<ReadonlySet<string>>;
   /**
    * Applies settlements, each only if its lease is still held, and forgets the leases named.
    * @returns an answer for each, in order

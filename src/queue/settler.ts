@@ -1,6 +1,6 @@
 /**
- * Writes settlements down, many in one statement: while one statement is on its way the next batch gathers, so a lone
- * settlement waits for nothing and a flood needs few round trips. Nothing is given up while the database is away: a
+ * Writes settlements down, many in one statement: for a few milliseconds after a statement has begun the next batch
+ * gathers, so a lone settlement waits for nothing and a flood needs few round trips. Nothing is given up while the database is away: a
  * settlement stays valid for as long as nobody else took the job, and the lease decides that, not we.
  */
 import { DatabaseUnavailable, DataRefused } from '../errors.js';
@@ -9,6 +9,10 @@ import type { Leases } from './leases.js';
 import type { Events, SettleAnswer, Settlement, Store } from './ports.js';
 
 const BATCH_MAX = 200;
+/** Between the beginnings of two batches, so that a statement writes many while many are done. */
+const GATHER_MS = 4;
+/** Batches on their way at once. */
+const UNDER_WAY_MAX = 2;
 const NOT_KEPT = '{"not_kept":';
 
 interface Waiting {
@@ -20,7 +24,9 @@ interface Waiting {
 export class Settler {
   readonly #queue: Waiting[] = [];
   readonly #nap = new Alarm();
-  #flushing = false;
+  #underWay = 0;
+  #begunAt = Number.NEGATIVE_INFINITY;
+  #timer: NodeJS.Timeout | null = null;
   #stopped = false;
 
   constructor(
@@ -34,7 +40,7 @@ export class Settler {
   settle(settlement: Settlement): Promise<SettleAnswer | null> {
     return new Promise((resolve) => {
       this.#queue.push({ settlement, resolve });
-      if (!this.#flushing) void this.#flush();
+      this.#schedule();
     });
   }
 
@@ -44,33 +50,50 @@ export class Settler {
     this.#nap.ring();
   }
 
+  #schedule(): void {
+    if (this.#timer !== null || this.#underWay >= UNDER_WAY_MAX) return;
+    if (this.#queue.length === 0 && !(this.leases.hasOver && this.#underWay === 0)) return;
+    const waitMs = this.#queue.length >= BATCH_MAX || this.#stopped ? 0 : this.#begunAt + GATHER_MS - performance.now();
+    this.#timer = setTimeout(() => {
+      this.#timer = null;
+      void this.#flush();
+    }, waitMs);
+  }
+
   async #flush(): Promise<void> {
-    this.#flushing = true;
-    // Settlements of the same turn of the event loop go together.
-    await Promise.resolve();
-    while (this.#queue.length > 0) {
-      const batch = this.#queue.splice(0, BATCH_MAX);
-      const answers = await this.#write(batch.map(({ settlement }) => settlement));
-      batch.forEach(({ settlement, resolve }, i) => {
-        const answer = answers[i] ?? null;
-        this.leases.forget(settlement, answer !== null);
-        resolve(answer);
-      });
-    }
-    this.#flushing = false;
+    this.#begunAt = performance.now();
+    this.#underWay++;
+    const batch = this.#queue.splice(0, BATCH_MAX);
+    const answers = await this.#write(batch.map(({ settlement }) => settlement));
+    batch.forEach(({ resolve }, i) => {
+      resolve(answers[i] ?? null);
+    });
+    this.#underWay--;
+    this.#schedule();
   }
 
   async #write(batch: readonly Settlement[]): Promise<(SettleAnswer | null)[]> {
     for (let failures = 0; !this.#stopped; failures++) {
       try {
-        return await this.store.settle(batch, this.leases.finishedBy(batch));
+        const finished = this.leases.finishedBy(batch);
+        const answers = await this.store.settle(batch, finished);
+        for (const settlement of batch) this.leases.forget(settlement, true);
+        this.leases.struckOff(finished);
+        return answers;
       } catch (error) {
         if (error instanceof DataRefused) return this.#isolate(batch, error);
         this.#tell(error);
         await this.#nap.sleep(outagePauseMs(failures, this.random));
       }
     }
-    return batch.map(() => null);
+    return this.#leave(batch);
+  }
+
+  #leave(batch: readonly Settlement[]): null[] {
+    return batch.map((settlement) => {
+      this.leases.forget(settlement, false);
+      return null;
+    });
   }
 
   /** One refused value must not hold up its neighbours, nor make a sent broadcast unsent. */
@@ -82,7 +105,8 @@ export class Settler {
       return [...(await this.#write(batch.slice(0, half))), ...(await this.#write(batch.slice(half)))];
     }
     this.#tell(error);
-    return isBare(only) || only.result?.startsWith(NOT_KEPT) ? [null] : this.#write([withoutRefused(only, error)]);
+    if (isBare(only) || only.result?.startsWith(NOT_KEPT)) return this.#leave(batch);
+    return this.#write([withoutRefused(only, error)]);
   }
 
   #tell(error: unknown): void {

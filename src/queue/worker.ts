@@ -1,10 +1,10 @@
 /**
  * The worker: keeps its slots busy. It sleeps until a notification, the moment the next job is due, a freed slot or the
- * poll wakes it; claims as many jobs as it has slots for; runs each through attempt and decide; and has the settlement
- * written before the slot is free again. Beside that the heartbeat keeps its leases.
+ * poll wakes it; claims as many jobs as it has an appetite for (slots.ts); runs each through attempt and decide; and has
+ * the settlement written. Beside that the heartbeat keeps its leases.
  */
 import { randomUUID } from 'node:crypto';
-import { DatabaseUnavailable } from '../errors.js';
+import { DatabaseUnavailable, Interrupted } from '../errors.js';
 import type { Ports } from '../job.js';
 import { Alarm, outagePauseMs } from './alarm.js';
 import { attempt, type Registry } from './attempt.js';
@@ -12,11 +12,12 @@ import { decide, type Policy } from './decide.js';
 import { Leases } from './leases.js';
 import type { Claim, Events, SettleAnswer, Settlement, Store } from './ports.js';
 import { Settler } from './settler.js';
+import { type Appetite, type SlotSettings, Slots } from './slots.js';
 import { StuckAlarm } from './stuck.js';
 
 export interface WorkerSettings {
-  /** Slots of this process by queue; `others` for each queue not named. */
-  readonly slots: { readonly named: ReadonlyMap<string, number>; readonly others: number };
+  /** Slots of this process. */
+  readonly slots: SlotSettings;
   readonly leaseMs: number;
   readonly pollIntervalMs: number;
   readonly policy: Policy;
@@ -31,16 +32,15 @@ export class QueueWorker {
   readonly #claimAlarm = new Alarm();
   readonly #beatAlarm = new Alarm();
   readonly #idle = new Alarm();
-  readonly #active = new Map<string, number>();
+  readonly #slots: Slots;
   /** The running ones, and since when. */
   readonly #running = new Map<Claim, number>();
   readonly #stuck: StuckAlarm;
-  /** Queues that may hold more than the last claim took: a freed slot there is worth a look at once. */
-  readonly #hungry = new Set<string>();
   /** Leases of claims whose answer was lost: they may hold jobs that nobody runs. */
   readonly #doubtful: string[] = [];
   #loops: Promise<unknown> = Promise.resolve();
   #stopping = false;
+  #isTellingBegun = false;
   #beating = true;
   #downSince: number | null = null;
   #upSince = Number.NEGATIVE_INFINITY;
@@ -53,6 +53,7 @@ export class QueueWorker {
     private readonly settings: WorkerSettings,
   ) {
     this.#leases = new Leases(settings.leaseMs);
+    this.#slots = new Slots(settings.slots);
     this.#stuck = new StuckAlarm(settings.stuckAfterMs, events);
     this.#settler = new Settler(store, this.#leases, events, settings.random);
   }
@@ -66,19 +67,21 @@ export class QueueWorker {
     this.#claimAlarm.ring();
   }
 
-  /** Somebody may have taken back what we hold: a heartbeat now, instead of at its time, tells. */
+  /**
+   * Somebody may have taken back what we hold, or closed what it waits for: a heartbeat now, instead of at its time, tells,
+   * and what has not begun takes its place in line again.
+   */
   recheck(): void {
-    if (this.#active.size > 0) this.#beatAlarm.ring();
+    this.#handBack(this.#slots.withdraw());
+    if (this.activeJobs > 0) this.#beatAlarm.ring();
   }
 
   get activeJobs(): number {
-    let sum = 0;
-    for (const count of this.#active.values()) sum += count;
-    return sum;
+    return this.#slots.active;
   }
 
   activeIn(queue: string): number {
-    return this.#active.get(queue) ?? 0;
+    return this.#slots.activeIn(queue);
   }
 
   /** For how long the database has not answered, in milliseconds; 0: it does. */
@@ -98,6 +101,7 @@ export class QueueWorker {
   async stop(graceMs: number, settleMs = 3000): Promise<void> {
     this.#stopping = true;
     this.#claimAlarm.ring();
+    this.#handBack(this.#slots.withdraw());
     this.events.emit('draining', this.activeJobs);
     await this.#idleWithin(graceMs);
     this.#leases.abortAll('shutdown');
@@ -127,71 +131,65 @@ export class QueueWorker {
 
   /** Claims once, begins what it got, and says how long to sleep. */
   async #claim(): Promise<number> {
-    const free = this.#freeSlots();
-    if (free === null) return Number.POSITIVE_INFINITY;
+    const appetite = this.#slots.appetite();
+    if (appetite === null) return Number.POSITIVE_INFINITY;
     if (this.#doubtful.length > 0) {
       await this.store.release(this.#doubtful);
       this.#doubtful.length = 0;
     }
     const leaseId = randomUUID();
     const askedAt = performance.now();
-    let answer: Awaited<ReturnType<Store['claim']>>;
-    try {
-      answer = await this.store.claim(leaseId, free, this.settings.slots.others);
-    } catch (error) {
-      this.#doubtful.push(leaseId);
-      throw error;
-    }
+    const answer = await this.#ask(leaseId, appetite);
     this.#answered();
     if (this.#stopping) {
       // It was on its way when the word to stop came: handed back, before any of it has begun.
-      if (answer.claims.length > 0) await this.#handBack(leaseId);
+      if (answer.claims.length > 0) await this.store.release([leaseId]).catch(() => this.#doubtful.push(leaseId));
       return 0;
     }
-    this.#rememberHunger(free, answer);
+    this.#slots.add(answer.claims, appetite, answer.capped);
     if (answer.claims.length > 0) {
-      this.#leases.add(leaseId, answer.claims, askedAt);
+      this.#leases.add(leaseId, answer.claims, askedAt, answer.begun);
       this.events.emit('claimed', answer.claims.length);
-      for (const claim of answer.claims) void this.#run(claim);
+      this.#begin();
     }
     const poll = this.settings.pollIntervalMs * (0.9 + 0.2 * this.settings.random());
     return Math.min(poll, answer.nextDueMs === null ? poll : Math.ceil(answer.nextDueMs));
   }
 
-  async #handBack(leaseId: string): Promise<void> {
-    this.#doubtful.push(leaseId);
-    await this.store.release(this.#doubtful);
-    this.#doubtful.length = 0;
+  async #ask(leaseId: string, { free, ahead }: Appetite): Promise<Awaited<ReturnType<Store['claim']>>> {
+    try {
+      return await this.store.claim(leaseId, free, this.settings.slots.others, ahead);
+    } catch (error) {
+      this.#doubtful.push(leaseId);
+      throw error;
+    }
   }
 
-  /** Free slots of every queue that is named or busy; null when there is none anywhere. */
-  #freeSlots(): Map<string, number> | null {
-    const { named, others } = this.settings.slots;
-    const free = new Map<string, number>();
-    let any = others > 0;
-    for (const queue of new Set([...named.keys(), ...this.#active.keys()])) {
-      const slots = (named.get(queue) ?? others) - this.activeIn(queue);
-      free.set(queue, slots);
-      any ||= slots > 0;
-    }
-    return any ? free : null;
+  /** Begins what has a slot, and sees to it that what comes next may begin. */
+  #begin(): void {
+    for (const claim of this.#slots.begin((claim) => this.#leases.mayBegin(claim))) void this.#run(claim);
+    if (!this.#isTellingBegun && this.#leases.unbegun(this.#slots.imminent()).size > 0) void this.#tellBegun();
   }
 
-  #rememberHunger(
-    free: ReadonlyMap<string, number>,
-    { claims, capped }: { readonly claims: readonly Claim[]; readonly capped: boolean },
-  ): void {
-    const taken = new Map<string, number>();
-    for (const { job } of claims) taken.set(job.queue, (taken.get(job.queue) ?? 0) + 1);
-    this.#hungry.clear();
-    for (const queue of new Set([...free.keys(), ...taken.keys()])) {
-      if (capped || (taken.get(queue) ?? 0) >= (free.get(queue) ?? this.settings.slots.others)) this.#hungry.add(queue);
+  async #tellBegun(): Promise<void> {
+    this.#isTellingBegun = true;
+    for (let failures = 0; !this.#stopping; ) {
+      const told = this.#leases.unbegun(this.#slots.imminent());
+      if (told.size === 0) break;
+      try {
+        this.#leases.begin(told, await this.store.begin(told));
+        failures = 0;
+        for (const claim of this.#slots.begin((claim) => this.#leases.mayBegin(claim))) void this.#run(claim);
+      } catch (error) {
+        this.#failed('beginning jobs', error);
+        await new Alarm().sleep(outagePauseMs(failures++, this.settings.random));
+      }
     }
+    this.#isTellingBegun = false;
   }
 
   async #run(claim: Claim): Promise<void> {
     const { queue } = claim.job;
-    this.#active.set(queue, this.activeIn(queue) + 1);
     this.events.emit('started', claim);
     const startedAt = performance.now();
     this.#running.set(claim, startedAt);
@@ -199,18 +197,29 @@ export class QueueWorker {
     const ranMs = performance.now() - startedAt;
     const settlement = decide(claim, result, ranMs, this.settings.policy, this.settings.random);
     if (settlement.stalled !== null) this.#stuck.look(claim, ranMs);
-    const answer = await this.#settler.settle(settlement);
     this.#running.delete(claim);
-    this.#free(queue);
-    this.#tell(claim, settlement, answer);
+    if (this.#slots.end(queue)) this.#claimAlarm.ring();
+    // Whatever asks for patience may ask it of those behind as well: they take their place in line again.
+    if (settlement.dueInMs !== null) this.#handBack(this.#slots.withdraw(queue));
+    const written = this.#write(claim, settlement);
+    this.#begin();
+    this.#tell(claim, settlement, await written);
   }
 
-  #free(queue: string): void {
-    const left = this.activeIn(queue) - 1;
-    if (left > 0) this.#active.set(queue, left);
-    else this.#active.delete(queue);
-    if (this.#hungry.has(queue)) this.#claimAlarm.ring();
-    if (this.#active.size === 0) this.#idle.ring();
+  async #write({ job: { queue } }: Claim, settlement: Settlement): Promise<SettleAnswer | null> {
+    const answer = await this.#settler.settle(settlement);
+    this.#slots.settled(queue);
+    if (this.#slots.active === 0) this.#idle.ring();
+    this.#begin();
+    return answer;
+  }
+
+  /** Claimed, and never begun. */
+  #handBack(claims: readonly Claim[]): void {
+    for (const claim of claims) {
+      const unbegun = new Interrupted('shutdown', false);
+      void this.#write(claim, decide(claim, unbegun, 0, this.settings.policy, this.settings.random));
+    }
   }
 
   #tell(claim: Claim, settlement: Settlement, answer: SettleAnswer | null): void {
@@ -258,7 +267,7 @@ export class QueueWorker {
 
   async #idleWithin(ms: number): Promise<void> {
     const deadline = performance.now() + ms;
-    while (this.#active.size > 0 && performance.now() < deadline) {
+    while (this.#slots.active > 0 && performance.now() < deadline) {
       await this.#idle.sleep(deadline - performance.now());
     }
   }
