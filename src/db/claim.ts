@@ -6,12 +6,10 @@
 import { identifier } from './pool.js';
 
 /**
- * $1 queues, $2 their free slots, $3 free slots of each other queue, $4 lease, $5 worker, $6 lease ms, $7 max bytes,
- * $8 how many jobs more of each queue of $1 may be claimed ahead.
+ * $1 lease, $2 worker, $3 lease ms, $4 max bytes, $5 queues, $6 their free slots, $7 how many jobs more of each may be
+ * claimed ahead, $8 free slots of each other queue.
  *
  * One row per job, in the order of the line, or one without a job; each says in how many milliseconds to look again.
- * Rows to be written are named twice, by a join and by an array: without the array a plan made while the table was empty,
- * and kept, would read the table from end to end in the join.
  */
 export function claimStatement(schema: string): string {
   const at = (name: string) => `${identifier(schema)}.${name}`;
@@ -42,48 +40,114 @@ export function claimStatement(schema: string): string {
       where s.name = 'default' and s.opened_at is not null and s.open_until <= now()
       returning s.open_until
     ), chosen as materialized (
-      -- While the breaker tries whether the service is back, one daemon makes one call.
       -- First those that there are slots for, then the others so that all queues come to their end together.
       select due.*, row_number() over (order by share, line) as place from due
+      -- While the breaker tries whether the service is back, one daemon makes one call.
       where not probes or line = (select min(line) from due where probes) and exists (select from probe)
-    ), claimed as (
-      update ${jobs} j
-      set status = 'processing', lease_id = $4::uuid, epoch = j.epoch + 1,
-          -- a pending row with its attempts spent was set back by hand: it starts over
-          attempts = case when j.status = 'pending' and j.attempts >= j.max_attempts then 1 else j.attempts + 1 end,
-          started_at = coalesce(j.started_at, now()), completed_at = null, pause_requested_at = null,
-          hold_reason = null, updated_at = now()
-      from chosen where j.id = chosen.id and j.id = any(array(select id from chosen))
-      returning j.*, chosen.place, chosen.share > 0 as ahead,
-                (extract(epoch from now()) - extract(epoch from chosen.due_at))::float8 * 1000 as waited_ms
-    ), leased as (
-      insert into ${leases} (lease_id, worker_id, job_ids, begun, created_at, expires_at)
-      select $4::uuid, $5::text, array_agg(id order by place), count(*) filter (where not ahead), now(),
-             clock_timestamp() + $6::float8 * interval '1 millisecond'
-      from claimed having count(*) > 0
-    ), counted as (
+    ),
+    ${taken(jobs, leases)},
+    counted as (
       update ${limits} l set claims = l.claims + 1
       where l.key = any(array(
         select room.key from room join claimed on room.queue_name = claimed.queue_name or room.bot_id = claimed.bot_id))
     )
     select ${nextLook(jobs)} as next_due_ms, exists (select from room) as capped,
+      ${last('queue_name not in (select queue_name from wanted where true = any(bots))')} as last,
+      ${answer(schema)}`;
+}
+
+/**
+ * Goes on behind the last jobs of an earlier claim, in their lanes, and so passes over neither the lanes nor what was
+ * claimed before: its dead entries stay in the index until they are vacuumed, and until a transaction that began before
+ * has ended. Brings nothing where anything at all has its say that the whole claim would have to weigh.
+ *
+ * $1 to $7 as there, $8 to $10 priority, time due and id of each queue's last job. Answers as the claim does, but does not
+ * know what comes next.
+ */
+export function goOnStatement(schema: string): string {
+  const at = (name: string) => `${identifier(schema)}.${name}`;
+  const jobs = at('broadcast_queue_jobs');
+  const limits = at('broadcast_queue_limits');
+  const pauses = at('broadcast_queue_pauses');
+  return `
+    with
+    ${service(at('broadcast_queue_services'), at('broadcast_queue_gates'))},
+    lane as materialized (
+      select * from unnest($5::text[], $6::integer[], $7::integer[], $8::smallint[], $9::timestamptz[], $10::bigint[])
+        lane (queue_name, at_once, ahead, priority, due_at, id)
+      where not exists (select from service where troubled or half_open or opens_at is not null)
+        and not exists (select from ${limits} l where l.key = 'queue:' || lane.queue_name)
+        and not exists (select from ${pauses} p where p.queue_name in (lane.queue_name, '*'))
+    ), in_line as materialized (
+      select due.id, due.due_at, row_number() over () as line, lane.queue_name, lane.priority, at_once, ahead
+      from lane cross join lateral (
+        select j.id, j.due_at from ${jobs} j
+        where j.queue_name = lane.queue_name and j.priority = lane.priority and not j.names_bot
+          and j.due_at <= now() and (j.due_at, j.id) > (lane.due_at, lane.id)
+        order by j.due_at, j.id limit lane.at_once + lane.ahead
+        for no key update skip locked) due
+    ), due as materialized (
+      ${shared}
+    ), chosen as materialized (
+      select *, row_number() over (order by share, line) as place from due
+    ),
+    ${taken(jobs, at('broadcast_queue_leases'))}
+    select 0::float8 as next_due_ms, false as capped, ${last('true')} as last,
+      ${answer(schema)}`;
+}
+
+/**
+ * Writes the claim down. Rows to be written are named twice, by a join and by an array: without the array a plan made
+ * while the table was empty, and kept, would read the table from end to end in the join.
+ */
+const taken = (jobs: string, leases: string) => `
+  claimed as (
+    update ${jobs} j
+    set status = 'processing', lease_id = $1::uuid, epoch = j.epoch + 1,
+        -- a pending row with its attempts spent was set back by hand: it starts over
+        attempts = case when j.status = 'pending' and j.attempts >= j.max_attempts then 1 else j.attempts + 1 end,
+        started_at = coalesce(j.started_at, now()), completed_at = null, pause_requested_at = null,
+        hold_reason = null, updated_at = now()
+    from chosen where j.id = chosen.id and j.id = any(array(select id from chosen))
+    returning j.*, chosen.place, chosen.share > 0 as ahead,
+              (extract(epoch from now()) - extract(epoch from chosen.due_at))::float8 * 1000 as waited_ms
+  ), leased as (
+    insert into ${leases} (lease_id, worker_id, job_ids, begun, created_at, expires_at)
+    select $1::uuid, $2::text, array_agg(id order by place), count(*) filter (where not ahead), now(),
+           clock_timestamp() + $3::float8 * interval '1 millisecond'
+    from claimed having count(*) > 0
+  )`;
+
+/** Where each queue's line was left, as JSON, for going on there. */
+const last = (condition: string) => `
+  (select json_agg(json_build_array(queue_name, priority, due_at, id)) from (
+     select distinct on (queue_name) queue_name, priority, due_at, id from chosen
+     where ${condition} order by queue_name, line desc) last)`;
+
+/** What a handler is told of its job. What few jobs have is looked up only where somebody has it. */
+function answer(schema: string): string {
+  const at = (name: string) => `${identifier(schema)}.${name}`;
+  const limits = at('broadcast_queue_limits');
+  const counted = (member: string) => `case when c.progress is null then 0 else
+      coalesce((jsonb_path_query_first(c.progress, '$.${member} ? (@ >= 1 && @ < 1e15)') #>> '{}')::float8, 0) end`;
+  return `
       c.ahead, c.id, c.job_id, c.queue_name, c.job_type, c.bot_id,
       left(coalesce(c.job_data ->> 'broadcast_id', c.job_data ->> 'broadcastId'), 100) as broadcast_id,
       left(coalesce(c.job_data ->> 'segment_id', c.job_data ->> 'segmentId'), 100) as segment_id,
       c.attempts, c.max_attempts, c.epoch, c.step_seq, c.step_cursor, c.step_scope, c.operation_url,
       c.previous_failure, c.dry_run, c.traceparent, c.created_at, c.scheduled_at, c.expires_at,
       octet_length(data.json) as payload_bytes,
-      case when octet_length(data.json) <= $7::integer then data.json end as job_data,
+      case when octet_length(data.json) <= $4::integer then data.json end as job_data,
       c.started_at = now() as first,
       coalesce(c.expires_at <= now() and c.started_at = now(), false) as expired,
-      ${at('broadcast_window_wait')}(c.send_window, c.queue_name, c.scheduled_at, c.started_at = now()) as window_wait_ms,
-      exists (select from ${limits} l where l.key in ('queue:' || c.queue_name, 'bot:' || c.bot_id)
-                                        and l.per_second is not null) as limited,
+      case when c.send_window is not null or (select exists (select from ${at('broadcast_queue_windows')}))
+        then ${at('broadcast_window_wait')}(c.send_window, c.queue_name, c.scheduled_at, c.started_at = now()) end
+        as window_wait_ms,
+      case when (select exists (select from ${limits} where per_second is not null)) then
+        exists (select from ${limits} l where l.key in ('queue:' || c.queue_name, 'bot:' || c.bot_id)
+                                          and l.per_second is not null) else false end as limited,
       (select troubled from service) as troubled,
-      coalesce((jsonb_path_query_first(c.progress, '$.processed ? (@ >= 1 && @ < 1e15)') #>> '{}')::float8, 0)
-        as processed,
-      coalesce((jsonb_path_query_first(c.progress, '$.skipped ? (@ >= 1 && @ < 1e15)') #>> '{}')::float8, 0)
-        as skipped,
+      ${counted('processed')} as processed, ${counted('skipped')} as skipped,
       c.stalled_calls, coalesce(extract(epoch from now() - c.stalled_since)::float8 * 1000, 0) as stalled_ms,
       c.waited_ms, extract(epoch from clock_timestamp())::float8 * 1000 as now_ms
     from (select) always
@@ -155,9 +219,9 @@ const wanted = (pauses: string, limits: string) => `
                   else coalesce(slots.ahead, 0) end
                 end as free,
            at_once, slots.ahead
-    from queue left join unnest($1::text[], $2::integer[], $8::integer[]) slots (queue_name, free, ahead)
+    from queue left join unnest($5::text[], $6::integer[], $7::integer[]) slots (queue_name, free, ahead)
       using (queue_name)
-    cross join lateral (select coalesce(slots.free, $3::integer) as at_once) slot
+    cross join lateral (select coalesce(slots.free, $8::integer) as at_once) slot
     cross join service
     cross join lateral (
       select greatest(case when queue.queue_name <> ${CALLS_NOBODY} then service.opens_at end,
@@ -211,7 +275,8 @@ const due = (jobs: string, windowWait: string) => `
           from bots join allowed using (queue_name) where bots.id is not null and allowed.slots > 0) b
     where b.of_bot <= coalesce((select room.jobs from room where room.bot_id = b.bot_id), b.of_bot)
   ), in_line as materialized (
-    select due.id, due.due_at, due.outage_calls, row_number() over () as line, allowed.queue_name, at_once, ahead,
+    select due.id, due.due_at, due.outage_calls, row_number() over () as line, allowed.queue_name, due.priority,
+           at_once, ahead,
            (select half_open from service) and allowed.queue_name <> ${CALLS_NOBODY}
              and coalesce(due.started_at is not null or due.expires_at > now(), true)
              and ${windowWait}(due.send_window, allowed.queue_name, due.scheduled_at, due.started_at is null) is null
@@ -239,12 +304,17 @@ const due = (jobs: string, windowWait: string) => `
       limit allowed.slots) due
     where allowed.slots > 0
   ), due as materialized (
-    select *, greatest(row_number() over (partition by queue_name order by line) - at_once, 0)::float8
-                / greatest(ahead, 1) as share
-    from in_line
+    ${shared}
   )`;
 
-const DUE_COLUMNS = 'j.id, j.due_at, j.outage_calls, j.send_window, j.scheduled_at, j.started_at, j.expires_at';
+/** How far behind the free slots of its queue each job is: above 0, as a part of what is claimed ahead. */
+const shared = `
+    select *, greatest(row_number() over (partition by queue_name order by line) - at_once, 0)::float8
+                / greatest(ahead, 1) as share
+    from in_line`;
+
+const DUE_COLUMNS =
+  'j.id, j.priority, j.due_at, j.outage_calls, j.send_window, j.scheduled_at, j.started_at, j.expires_at';
 
 /** When the next job comes due, or something opens that jobs wait for. */
 const nextLook = (jobs: string) => `

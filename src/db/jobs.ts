@@ -3,6 +3,7 @@
  */
 import type { Job, Progress, Pruner, Step } from '../job.js';
 import type { Claim, Reaped, SettleAnswer, Settlement, Store, Worker } from '../queue/ports.js';
+import { type Left, Places } from './places.js';
 import type { Database, Row } from './pool.js';
 import { statements } from './statements.js';
 
@@ -18,35 +19,46 @@ export interface StoreSettings {
 
 export function jobStore(database: Database, worker: Worker, settings: StoreSettings): Store {
   const sql = statements(database.schema);
+  const places = new Places();
 
   return {
     async claim(leaseId, free, others, ahead = NONE) {
       const askedAt = performance.now();
-      const rows = await database.query<ClaimRow>(
-        sql.claim,
-        [
-          [...free.keys()],
-          [...free.values()],
-          others,
-          leaseId,
-          worker.id,
-          settings.leaseMs,
-          settings.maxPayloadBytes,
-          [...free.keys()].map((queue) => ahead.get(queue) ?? 0),
-        ],
-        'claim',
-      );
+      const lease = [leaseId, worker.id, settings.leaseMs, settings.maxPayloadBytes];
+      const left = places.of(ahead, askedAt);
+      const queues = left === null ? [...free.keys()] : left.map(([queue]) => queue);
+      const atOnce = queues.map((queue) => free.get(queue) ?? 0);
+      const beyond = queues.map((queue) => ahead.get(queue) ?? 0);
+      const wanted = [queues, atOnce, beyond];
+      const rows =
+        left === null
+          ? await database.query<ClaimRow>(sql.claim, [...lease, ...wanted, others], 'claim')
+          : await database.query<ClaimRow>(sql.goOn, [...lease, ...wanted, ...columns(left)], 'go_on');
       const claimed = rows.filter((row) => row.id !== null);
-      return {
+      const answer = {
         claims: claimed.map((row) => toClaim(row, leaseId, askedAt)),
         begun: claimed.filter((row) => !row.ahead).length,
-        nextDueMs: rows[0]?.next_due_ms ?? null,
         capped: rows[0]?.capped ?? false,
       };
+      if (left === null) {
+        places.noteWhole(rows[0]?.last ?? [], askedAt, performance.now());
+        return { ...answer, nextDueMs: rows[0]?.next_due_ms ?? null };
+      }
+      const asked = [...atOnce, ...beyond].reduce((sum, count) => sum + count, 0);
+      places.noteFurther(rows[0]?.last ?? [], claimed.length >= asked);
+      return { ...answer, nextDueMs: places.wholeInMs(performance.now()), only: new Set(queues) };
+    },
+
+    lookAnew() {
+      places.lookAnew();
     },
 
     async begin(begun) {
-      const rows = await database.query<{ lease_id: string }>(sql.begin, [[...begun.keys()], [...begun.values()]], 'begin');
+      const rows = await database.query<{ lease_id: string }>(
+        sql.begin,
+        [[...begun.keys()], [...begun.values()]],
+        'begin',
+      );
       return new Set(rows.map((row) => row.lease_id));
     },
 
@@ -150,8 +162,14 @@ const EPOCH_MAX = 2_000_000_000;
 
 const NONE: ReadonlyMap<string, number> = new Map();
 
+/** Each queue's priority, time due and id, as columns. */
+function columns(left: readonly Left[]): unknown[] {
+  return [left.map(([, priority]) => priority), left.map(([, , dueAt]) => dueAt), left.map(([, , , id]) => id)];
+}
+
 interface ClaimRow extends Row {
   next_due_ms: number | null;
+  last: readonly Left[] | null;
   ahead: boolean;
   capped: boolean;
   id: string | null;

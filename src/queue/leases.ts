@@ -9,7 +9,8 @@ import type { Claim, Settlement, Store } from './ports.js';
 interface Lease {
   /** On this process's monotonic clock: no call may begin after it. */
   deadline: number;
-  readonly jobs: Map<string, AbortController>;
+  /** Those not settled yet, and what stops their calls once one was begun. */
+  readonly jobs: Map<string, AbortController | null>;
   /** Its jobs in their order, and how many of these, from the first, the database knows as begun. */
   readonly order: ReadonlyMap<string, number>;
   begun: number;
@@ -30,7 +31,7 @@ export class Leases {
    * @param begun how many of them, from the first, may be called at once
    */
   add(leaseId: string, claims: readonly Claim[], askedAt: number, begun: number): void {
-    const jobs = new Map(claims.map((claim) => [claim.job.id, new AbortController()]));
+    const jobs = new Map<string, AbortController | null>(claims.map((claim) => [claim.job.id, null]));
     const order = new Map(claims.map((claim, i) => [claim.job.id, i + 1]));
     this.#held.set(leaseId, { deadline: askedAt + this.#safeMs, jobs, order, begun, leftToReaper: false });
   }
@@ -63,13 +64,13 @@ export class Leases {
       if (!lease) continue;
       lease.begun = Math.max(lease.begun, begun);
       if (ours.has(leaseId)) continue;
-      for (const controller of lease.jobs.values()) controller.abort('lease_lost' satisfies AbortReason);
+      for (const id of lease.jobs.keys()) controllerOf(lease, id).abort('lease_lost' satisfies AbortReason);
     }
   }
 
   signal(claim: Claim): AbortSignal {
-    const controller = this.#held.get(claim.leaseId)?.jobs.get(claim.job.id);
-    return controller?.signal ?? AbortSignal.abort('lease_lost' satisfies AbortReason);
+    const lease = this.#held.get(claim.leaseId);
+    return lease ? controllerOf(lease, claim.job.id).signal : AbortSignal.abort('lease_lost' satisfies AbortReason);
   }
 
   /** Too late to begin a call: somebody else may hold the job by now. */
@@ -120,14 +121,14 @@ export class Leases {
       if (!lease) continue;
       if (ids.some((id) => stillOurs.has(id))) lease.deadline = askedAt + this.#safeMs;
       for (const id of ids) {
-        if (!stillOurs.has(id)) lease.jobs.get(id)?.abort('lease_lost' satisfies AbortReason);
+        if (!stillOurs.has(id) && lease.jobs.has(id)) controllerOf(lease, id).abort('lease_lost' satisfies AbortReason);
       }
     }
   }
 
   abortAll(reason: AbortReason): void {
-    for (const { jobs } of this.#held.values()) {
-      for (const controller of jobs.values()) controller.abort(reason);
+    for (const lease of this.#held.values()) {
+      for (const id of lease.jobs.keys()) controllerOf(lease, id).abort(reason);
     }
   }
 
@@ -135,4 +136,11 @@ export class Leases {
   get #safeMs(): number {
     return this.leaseMs * 0.9;
   }
+}
+
+/** Made when it is first needed, which for a job that waits may be never. */
+function controllerOf(lease: Lease, id: string): AbortController {
+  const controller = lease.jobs.get(id) ?? new AbortController();
+  lease.jobs.set(id, controller);
+  return controller;
 }

@@ -90,7 +90,7 @@ export interface Reaped {
   readonly workerId: string;
 }
 
-/** Every method is one statement with a deadline, and throws DatabaseUnavailable when the database is. */
+/** Every asynchronous method is one statement with a deadline, and throws DatabaseUnavailable when the database is. */
 export interface Store {
   /**
    * Claims due jobs, highest priority first, then earliest due, then lowest id.
@@ -100,14 +100,23 @@ export interface Store {
    * against it
    * @returns the jobs in that order, those for free slots first, and in how many milliseconds the next one is due (null:
    * none known). `begun`: how many of them may be called at once; for the others see `begin`. `capped`: a limit on jobs
-   * at once had its say, so that a job that ends may make room for another
+   * at once had its say, so that a job that ends may make room for another. `only`: it went on where the last claim
+   * stopped, in these queues, and looked at no other
    */
   claim(
     leaseId: string,
     free: ReadonlyMap<string, number>,
     others: number,
     ahead?: ReadonlyMap<string, number>,
-  ): Promise<{ claims: Claim[]; begun: number; nextDueMs: number | null; capped: boolean }>;
+  ): Promise<{
+    claims: Claim[];
+    begun: number;
+    nextDueMs: number | null;
+    capped: boolean;
+    only?: ReadonlySet<string>;
+  }>;
+  /** Something new may be due: the next claim is to look at all queues, and at the heads of their lines. */
+  lookAnew(): void;
   /**
    * So many jobs of each lease, from its first, may be called from now on: a crash costs these an attempt, and not those
    * behind them.

@@ -67,15 +67,18 @@ export class Slots {
     return hasRoom ? { free, ahead } : null;
   }
 
-  /** @param isCapped a limit had its say, so that a job that ends may make room for another */
-  add(claims: readonly Claim[], asked: Appetite, isCapped: boolean): void {
+  /**
+   * @param isCapped a limit had its say, so that a job that ends may make room for another
+   * @param only the claim looked at no other queues than these
+   */
+  add(claims: readonly Claim[], asked: Appetite, isCapped: boolean, only?: ReadonlySet<string>): void {
     const taken = new Map<string, number>();
     for (const claim of claims) {
       const { queue } = claim.job;
       taken.set(queue, (taken.get(queue) ?? 0) + 1);
       this.#lane(queue).waiting.push(claim);
     }
-    for (const queue of new Set([...asked.free.keys(), ...taken.keys()])) {
+    for (const queue of only ?? new Set([...asked.free.keys(), ...taken.keys()])) {
       const slots = this.#slotsOf(queue);
       const most = (asked.free.get(queue) ?? slots) + (asked.ahead.get(queue) ?? 0);
       const gotAll = (taken.get(queue) ?? 0) >= most;
@@ -104,10 +107,20 @@ export class Slots {
     return begun;
   }
 
-  /** Those whose turn comes next: as many as there are slots, or half of what waits. */
+  /** Whether a job whose turn comes as soon as the calls under way have ended may not begin yet. */
+  isHeldUp(mayBegin: (claim: Claim) => boolean): boolean {
+    for (const [queue, { waiting }] of this.#lanes) {
+      const first = waiting[0];
+      const soon = waiting[Math.min(this.#slotsOf(queue), waiting.length) - 1];
+      if ((first && !mayBegin(first)) || (soon && !mayBegin(soon))) return true;
+    }
+    return false;
+  }
+
+  /** Those whose turn comes next: twice as many as there are slots, or half of what waits. */
   imminent(): Claim[] {
     return [...this.#lanes].flatMap(([queue, { waiting }]) =>
-      waiting.slice(0, Math.max(this.#slotsOf(queue), Math.ceil(waiting.length / 2))),
+      waiting.slice(0, Math.max(2 * this.#slotsOf(queue), Math.ceil(waiting.length / 2))),
     );
   }
 

@@ -36,6 +36,7 @@ export class QueueWorker {
   /** The running ones, and since when. */
   readonly #running = new Map<Claim, number>();
   readonly #stuck: StuckAlarm;
+  readonly #mayBegin = (claim: Claim) => this.#leases.mayBegin(claim);
   /** Leases of claims whose answer was lost: they may hold jobs that nobody runs. */
   readonly #doubtful: string[] = [];
   #loops: Promise<unknown> = Promise.resolve();
@@ -64,6 +65,7 @@ export class QueueWorker {
 
   /** Something may be due. */
   wake(): void {
+    this.store.lookAnew();
     this.#claimAlarm.ring();
   }
 
@@ -146,7 +148,7 @@ export class QueueWorker {
       if (answer.claims.length > 0) await this.store.release([leaseId]).catch(() => this.#doubtful.push(leaseId));
       return 0;
     }
-    this.#slots.add(answer.claims, appetite, answer.capped);
+    this.#slots.add(answer.claims, appetite, answer.capped, answer.only);
     if (answer.claims.length > 0) {
       this.#leases.add(leaseId, answer.claims, askedAt, answer.begun);
       this.events.emit('claimed', answer.claims.length);
@@ -167,19 +169,19 @@ export class QueueWorker {
 
   /** Begins what has a slot, and sees to it that what comes next may begin. */
   #begin(): void {
-    for (const claim of this.#slots.begin((claim) => this.#leases.mayBegin(claim))) void this.#run(claim);
-    if (!this.#isTellingBegun && this.#leases.unbegun(this.#slots.imminent()).size > 0) void this.#tellBegun();
+    for (const claim of this.#slots.begin(this.#mayBegin)) void this.#run(claim);
+    if (!this.#isTellingBegun && this.#slots.isHeldUp(this.#mayBegin)) void this.#tellBegun();
   }
 
   async #tellBegun(): Promise<void> {
     this.#isTellingBegun = true;
     for (let failures = 0; !this.#stopping; ) {
+      if (!this.#slots.isHeldUp(this.#mayBegin)) break;
       const told = this.#leases.unbegun(this.#slots.imminent());
-      if (told.size === 0) break;
       try {
         this.#leases.begin(told, await this.store.begin(told));
         failures = 0;
-        for (const claim of this.#slots.begin((claim) => this.#leases.mayBegin(claim))) void this.#run(claim);
+        for (const claim of this.#slots.begin(this.#mayBegin)) void this.#run(claim);
       } catch (error) {
         this.#failed('beginning jobs', error);
         await new Alarm().sleep(outagePauseMs(failures++, this.settings.random));
