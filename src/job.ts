@@ -4,6 +4,12 @@
  */
 import { type Static, type TSchema, Type } from 'typebox';
 
+/** The words that the API's paths use: no queue is called so (sql/001_jobs.sql has the same list). */
+export const RESERVED_QUEUE_NAMES: readonly string[] = [
+  ...['status', 'statistics', 'health', 'job', 'jobs', 'broadcast', 'pause', 'resume', 'limits', 'queues', 'workers'],
+  ...['failures', 'events', 'schedules', 'audit'],
+];
+
 /** A claimed job, as a handler sees it. Times are the database's. */
 export interface Job {
   /** The row's bigint, as decimal text: it may exceed what a JavaScript number can hold. */

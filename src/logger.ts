@@ -46,17 +46,18 @@ export function maskOf(config: Config): (text: string) => string {
     service.token,
     api.metricsToken,
     ...api.adminTokens.map(({ secret }) => secret),
-    ...urls.flatMap((url) => (url === null ? [] : passwordsIn(url))),
-  ];
-  const spellings = secrets.flatMap((secret) => {
-    if (secret === null || secret.length < MASKED_MIN_LENGTH) return [];
-    return [...new Set([secret, JSON.stringify(secret).slice(1, -1)])];
+  ].flatMap((secret) => (secret === null ? [] : [{ before: '', secret, after: '' }]));
+  const hidden = [...secrets, ...urls.flatMap((url) => (url === null ? [] : passwordsIn(url)))];
+  const spellings = hidden.flatMap(({ before, secret, after }) => {
+    if (before === '' && secret.length < MASKED_MIN_LENGTH) return [];
+    return [...new Set([secret, JSON.stringify(secret).slice(1, -1)])].map((spelling) => ({
+      ...{ text: `${before}${spelling}${after}`, shown: `${before}[secret]${after}` },
+    }));
   });
-  if (spellings.length === 0) return (text) => text;
   return (text) => {
     let masked = text;
     for (const spelling of spellings) {
-      if (masked.includes(spelling)) masked = masked.replaceAll(spelling, '[secret]');
+      if (masked.includes(spelling.text)) masked = masked.replaceAll(spelling.text, spelling.shown);
     }
     return masked;
   };
@@ -65,7 +66,17 @@ export function maskOf(config: Config): (text: string) => string {
 /** Shorter ones would make ordinary words unreadable, and hide nothing. */
 const MASKED_MIN_LENGTH = 6;
 
-function passwordsIn(url: string): string[] {
-  const { password } = new URL(url);
-  return password === '' ? [] : [...new Set([password, decodeURIComponent(password)])];
+/**
+ * A password is hidden wherever it appears, unless it is part of a name that everybody may see, such as the role's own:
+ * then only in its place within an address.
+ */
+function passwordsIn(url: string): { before: string; secret: string; after: string }[] {
+  const { username, password, hostname, pathname } = new URL(url);
+  if (password === '') return [];
+  const names = ['broadcastd', ...[username, hostname, pathname].map((name) => decodeURIComponent(name))];
+  const spellings = [...new Set([password, decodeURIComponent(password)])];
+  return spellings.flatMap((secret) => [
+    { before: ':', secret, after: '@' },
+    ...(names.some((name) => name.includes(secret)) ? [] : [{ before: '', secret, after: '' }]),
+  ]);
 }

@@ -19,6 +19,7 @@ import { addGates, addLimits, addQueues } from './cli/queues.js';
 import type { Role } from './cli/start.js';
 import { addStatus } from './cli/status.js';
 import { openTerminal } from './cli/terminal.js';
+import { addWindows } from './cli/windows.js';
 import { loadConfig } from './config.js';
 import { SchemaError } from './db/migrate.js';
 import { ConfigError, DatabaseUnavailable, DataRefused } from './errors.js';
@@ -159,6 +160,7 @@ addJobs(program, surroundings);
 addQueues(program, surroundings);
 addLimits(program, surroundings);
 addGates(program, surroundings);
+addWindows(program, surroundings);
 addDoctor(program, surroundings);
 addCompletion(program, print);
 

@@ -66,7 +66,7 @@ export function gatekeeper(tokens: readonly Token[]): Gatekeeper {
         throw new Refusal('not_authenticated', 'the token is none of ADMIN_TOKENS', WRONG);
       }
       if (ROLES.indexOf(caller.role) < ROLES.indexOf(least)) {
-        throw new Refusal('role_too_low', `${caller.name} is a ${caller.role}; this needs ${article(least)}`);
+        throw new Refusal('role_too_low', `${caller.name} is ${article(caller.role)}; this needs ${article(least)}`);
       }
       return caller;
     },

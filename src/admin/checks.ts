@@ -28,7 +28,7 @@ function checkPart(part: string, schema: TSchema): (value: unknown) => unknown {
   const compiled = Compile(schema);
   return (value) => {
     if (compiled.Check(value)) return value;
-    if (value === undefined) throw new Refusal('invalid_request', `${part} is missing: send a JSON object`);
+    if (value === undefined) throw new Refusal('invalid_request', `${part} is missing: ${wanted(schema)}`);
     throw new Refusal('invalid_request', faultIn(part, schema, compiled.Errors(value)));
   };
 }
@@ -53,14 +53,28 @@ function faultIn(part: string, schema: TSchema, faults: readonly Fault[]): strin
   if (!first) return `${part} does not fit its schema`;
   const where = `${part}${first.instancePath.slice(0, 100).replaceAll('/', ' / ')}`;
   const ways = faults.filter(({ instancePath, keyword }) => instancePath === first.instancePath && keyword !== 'anyOf');
-  const words = [...new Set(ways.map(({ message }) => message))].slice(0, 4).join(', or ');
   const description = descriptionOf(schema, first.instancePath.split('/')[1] ?? '');
+  // Where there are words for it, nobody has to read a regular expression.
+  const told = ways.map(({ keyword, message }) => (keyword === 'pattern' && description ? 'does not fit' : message));
+  const words = [...new Set(told)].slice(0, 4).join(', or ');
   return `${where} ${words}${description === '' ? '' : ` (${description})`}`;
 }
 
 function known(schema: TSchema): string {
-  const names = Object.keys(propertiesOf(schema));
+  // The only members without a name of their own are those of job_data, in a query.
+  const names = [...Object.keys(propertiesOf(schema)), ...('patternProperties' in schema ? ['data.<name>'] : [])];
   return names.length === 0 ? 'none' : names.join(', ');
+}
+
+/** What to send instead of nothing. */
+function wanted(schema: TSchema): string {
+  const { required = [] } = schema as { required?: readonly string[] }; // schemas of objects have it or lack it
+  if (required.length === 0) return `send a JSON object with some of ${known(schema)}`;
+  const described = required.map((name) => {
+    const description = descriptionOf(schema, name);
+    return description === '' ? `"${name}"` : `"${name}" (${description.replace(/\.$/, '')})`;
+  });
+  return `send a JSON object with ${described.join(', ')}`;
 }
 
 function descriptionOf(schema: TSchema, name: string): string {

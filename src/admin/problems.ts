@@ -175,8 +175,11 @@ export function problemDocument({ code, message }: Refusal, requestId: string): 
   return { type: `/docs#${code}`, title, status, code, detail: message || advice, request_id: requestId };
 }
 
-/** @returns what to answer, or null: nobody's fault but ours */
-export function refusalOf(error: unknown): Refusal | null {
+/**
+ * @param bodyLimit of the route, in bytes
+ * @returns what to answer, or null: nobody's fault but ours
+ */
+export function refusalOf(error: unknown, bodyLimit?: number): Refusal | null {
   if (error instanceof Refusal) return error;
   const { code, message, statusCode } = read(error);
   if (error instanceof DatabaseUnavailable) {
@@ -200,7 +203,7 @@ export function refusalOf(error: unknown): Refusal | null {
     case '54001':
       return new Refusal('invalid_value', 'the value is nested too deeply to be kept');
     case 'FST_ERR_CTP_BODY_TOO_LARGE':
-      return new Refusal('body_too_large', 'the body is larger than this route takes');
+      return new Refusal('body_too_large', `the body is larger than the ${bodyLimit} bytes that this route takes`);
     case 'FST_ERR_CTP_INVALID_MEDIA_TYPE':
       return new Refusal('unsupported_media_type', 'send the body as application/json');
   }

@@ -117,7 +117,7 @@ export function buildAdmin(settings: AdminSettings): FastifyInstance {
   }
 
   function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
-    const refusal = refusalOf(error) ?? new Refusal('internal', '');
+    const refusal = refusalOf(error, request.routeOptions.bodyLimit) ?? new Refusal('internal', '');
     const document = problemDocument(refusal, request.id);
     if (document.code === 'internal') {
       const cause = error instanceof Error ? error : new Error(String(error));

@@ -45,17 +45,18 @@ export function watchLevel({ level, onLevel }: LevelOptions): Level {
  */
 export function refuseBelowSlices(job: Job, level: number | null): void {
   if (level !== null && level >= SLICED) return;
-  const why = `this one ${level === null ? 'has not said its level' : `speaks level ${level}`} (BROADCAST_SERVICE_LEVEL)`;
+  const why = () =>
+    `this one ${level === null ? 'has not said its level' : `speaks level ${level}`} (BROADCAST_SERVICE_LEVEL)`;
   if (job.dryRun) {
-    const message = `a dry run needs a service of level 2, which does not send then; ${why}`;
+    const message = `a dry run needs a service of level 2, which does not send then; ${why()}`;
     throw new PermanentError(message, { code: 'dry_run_unsupported' });
   }
   if (job.step.scope !== 'all') {
-    const message = `to send again to those ${job.step.scope} needs a service of level 2, any other sends to everybody; ${why}`;
+    const message = `to send again to those ${job.step.scope} needs a service of level 2, any other sends to everybody; ${why()}`;
     throw new PermanentError(message, { code: 'scope_unsupported' });
   }
   if (isTestSend(job.payload)) {
-    const message = `test_recipients need a service of level 2, which sends to nobody else then; ${why}`;
+    const message = `test_recipients need a service of level 2, which sends to nobody else then; ${why()}`;
     throw new PermanentError(message, { code: 'test_send_unsupported' });
   }
 }

@@ -19,11 +19,14 @@ export function number(min: number, max: number) {
 
 const UNITS: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 
+const TEN_YEARS_MS = 3650 * 86_400_000;
+
 /** Such as 90s, 10m, 2h, 3d; in milliseconds. */
 export function durationOf(text: string): number {
   const [, amount, unit] = /^(\d{1,9}(?:\.\d+)?)(ms|s|m|h|d)$/.exec(text) ?? [];
-  if (amount !== undefined && unit !== undefined) return Number(amount) * (UNITS[unit] ?? 0);
-  throw new InvalidArgumentError('it must be a duration such as 90s, 10m, 2h or 3d');
+  const ms = amount === undefined || unit === undefined ? Number.NaN : Number(amount) * (UNITS[unit] ?? 0);
+  if (ms <= TEN_YEARS_MS) return ms;
+  throw new InvalidArgumentError('it must be a duration such as 90s, 10m, 2h or 3d, of ten years at most');
 }
 
 /** An instant with its zone: a local time without one means something else on every machine. */
@@ -38,6 +41,11 @@ export function sinceOf(text: string): string {
   return /^\d+(\.\d+)?(ms|s|m|h|d)$/.test(text)
     ? new Date(Date.now() - durationOf(text)).toISOString()
     : instantOf(text);
+}
+
+export function shortText(text: string): string {
+  if (text.length >= 1 && text.length <= 500) return text;
+  throw new InvalidArgumentError('it must be a text of 1 to 500 characters');
 }
 
 /** One of several `name=value`. */

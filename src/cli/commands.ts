@@ -9,6 +9,7 @@ import { type Environment, loadConfig } from '../config.js';
 import { pendingMigrations, SchemaError } from '../db/migrate.js';
 import { type Database, openDatabase } from '../db/pool.js';
 import { type Actor, openReports, type Reports } from '../db/reports.js';
+import { RESERVED_QUEUE_NAMES } from '../job.js';
 import type { Terminal } from './terminal.js';
 
 /** What main.ts hands in: nobody else touches the process. */
@@ -120,9 +121,21 @@ export function jobIdOf(text: string): string {
 
 /** @throws CommandError */
 export function queueNameOf(text: string): string {
+  if (RESERVED_QUEUE_NAMES.includes(text)) {
+    const others = RESERVED_QUEUE_NAMES.filter((word) => word !== text).join(', ');
+    throw new CommandError(
+      EXIT.usage,
+      `No queue can be called "${text}": it is a word of the API's paths, as are ${others}.`,
+    );
+  }
   if (/^[a-z][a-z0-9_-]{0,49}$/.test(text)) return text;
   const what = `${JSON.stringify(text.slice(0, 60))} is no name of a queue`;
   throw new CommandError(EXIT.usage, `${what}: those are of a-z, 0-9, - and _ (at most 50, a letter first).`);
+}
+
+/** A name nobody uses is mostly a mistyped one; yet a queue may well be paused before its first job comes. */
+export function doubt(terminal: Terminal, queue: string): void {
+  terminal.complain(`No job has ever named the queue ${queue}: is that its name? "broadcastd queues list" has them.`);
 }
 
 export function noSuchJob(jobId: string): CommandError {

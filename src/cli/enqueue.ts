@@ -4,8 +4,8 @@
  */
 import type { Command } from 'commander';
 import { DataRefused } from '../errors.js';
-import { durationOf, instantOf, integer } from './arguments.js';
-import { CommandError, EXIT, printJson, queueNameOf, type Surroundings, withQueue } from './commands.js';
+import { durationOf, instantOf, integer, shortText } from './arguments.js';
+import { CommandError, EXIT, isSqlState, printJson, queueNameOf, type Surroundings, withQueue } from './commands.js';
 import { moment, printFields } from './table.js';
 
 interface EnqueueFlags {
@@ -34,7 +34,7 @@ export function addEnqueue(program: Command, surroundings: Surroundings): void {
     .option('--at <time>', 'due then, such as 2027-01-31T09:00:00+01:00', instantOf)
     .option('--priority <number>', 'higher runs first (usually 0)', integer(-32_768, 32_767))
     .option('--max-attempts <number>', 'failures in a row until it is given up (usually 3)', integer(1, 1_000_000))
-    .option('--unique-key <text>', 'while a live job has this key in its queue, no other is added')
+    .option('--unique-key <text>', 'while a live job has this key in its queue, no other is added', shortText)
     .option('--no-unique-key', 'also where the same broadcast is queued already')
     .option('--expires-at <time>', 'not to be started after this', instantOf)
     .option('--dry-run', 'have the service count the people, and send nothing')
@@ -113,7 +113,12 @@ function checkedObject(text: string, what: string): string {
 
 function explained(error: unknown): never {
   if (!(error instanceof DataRefused)) throw error;
-  throw new CommandError(EXIT.failed, `The database refuses the job: ${error.message}.`);
+  const { cause } = error;
+  // Of a value: what is wrong with it. (That of a constraint would repeat the whole row.)
+  const isOfValue = isSqlState(cause, '22P05', '22P02', '22021') && 'detail' in cause && cause.detail;
+  throw usage(
+    `the database refuses the job: ${error.message}${isOfValue ? `: ${cause.detail}` : ''}`.replace(/\.$/, ''),
+  );
 }
 
 function usage(message: string): CommandError {

@@ -73,13 +73,18 @@ export function addJobActions(jobs: Command, surroundings: Surroundings): void {
     );
   jobs
     .command('resend')
-    .description('send again, also what is completed, to the people of a scope; for services of level 2 and above')
+    .description(
+      'begin again, also what is completed, for the people of a scope. For services of level 2 and above; one with a ' +
+        'ledger sends to nobody who has it already, whatever the scope',
+    )
     .argument('<ids...>', 'the jobs')
-    .addOption(scope('to whom').makeOptionMandatory())
+    .addOption(scope('for whom; all: everybody whom the service has not handled yet').makeOptionMandatory())
     .option('--json', 'print one JSON document')
-    .action((ids: string[], flags: { scope: string; json?: true }) =>
-      actOnEach(surroundings, 'resend', ids, flags.scope, flags.json),
-    );
+    .action(async (ids: string[], flags: { scope: string; json?: true }) => {
+      await actOnEach(surroundings, 'resend', ids, flags.scope, flags.json);
+      if (flags.scope !== 'all') return;
+      surroundings.terminal.complain('Mind: a service with a ledger sends to nobody whom it has handled already.');
+    });
 }
 
 function scope(meaning: string): Option {

@@ -107,6 +107,7 @@ function printJob(terminal: Terminal, job: Shown): void {
     ['operation', job.operation_url],
     ['held by', job.worker_id],
     ['lease until', moment(job.lease_expires_at)],
+    ['pause asked', moment(job.pause_requested_at)],
     ['created', moment(job.created_at)],
     ['scheduled', moment(job.scheduled_at)],
     ['expires', moment(job.expires_at)],

@@ -3,7 +3,7 @@ import type { Command } from 'commander';
 import type { GateRow, LimitRow } from '../db/reports/flow.js';
 import { DataRefused } from '../errors.js';
 import { integer, number } from './arguments.js';
-import { CommandError, EXIT, printJson, queueNameOf, type Surroundings, withQueue } from './commands.js';
+import { CommandError, doubt, EXIT, printJson, queueNameOf, type Surroundings, withQueue } from './commands.js';
 import { ago, moment, printTable } from './table.js';
 
 export function addQueues(program: Command, surroundings: Surroundings): void {
@@ -69,7 +69,9 @@ export function addQueues(program: Command, surroundings: Surroundings): void {
         const changed = await (action === 'pause'
           ? reports.pause(name, flags.reason ?? null, by)
           : reports.resume(name, by));
-        if (flags.json) return printJson(terminal, { queue: name, action, changed });
+        const known = name === '*' || (await reports.isKnownQueue(name));
+        if (!known) doubt(terminal, name);
+        if (flags.json) return printJson(terminal, { queue: name, action, changed, known });
         const what = name === '*' ? 'All queues' : `The queue ${name}`;
         const is = name === '*' ? 'are' : 'is';
         const words = action === 'pause' ? 'paused' : 'resumed';

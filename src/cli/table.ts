@@ -65,14 +65,15 @@ export function statusColour(status: string): Colour | null {
   return colours[status] ?? null;
 }
 
-/** An instant, to the second. */
-export function moment(at: Date | null): string | null {
-  return at === null
-    ? null
-    : at
-        .toISOString()
-        .replace('T', ' ')
-        .replace(/\.\d+Z$/, 'Z');
+/** An instant, to the second. PostgreSQL knows later ones than a Date, and its infinity comes as a number. */
+export function moment(at: Date | number | null): string | null {
+  if (at === null) return null;
+  if (typeof at === 'number') return at > 0 ? 'never' : 'ever since';
+  if (Number.isNaN(at.getTime())) return 'in more than 200,000 years';
+  return at
+    .toISOString()
+    .replace('T', ' ')
+    .replace(/\.\d+Z$/, 'Z');
 }
 
 /** Such as `1 job`, `5,000 jobs`. */

@@ -29,6 +29,7 @@ async function watch(
       const job = await reports.job(jobId);
       if (!job) throw noSuchJob(jobId);
       const { job_id, status, attempts, max_attempts, progress, progress_rate, error_message, waiting_because } = job;
+      const { pause_requested_at } = job;
       const [progressed] = progressLines(job);
       const trouble = status === 'completed' ? null : (waiting_because ?? error_message);
       const words = plain([status, progressed, trouble].filter((each) => each).join('  '));
@@ -36,6 +37,7 @@ async function watch(
         told = words;
         const document = {
           ...{ job_id, status, attempts, max_attempts, progress, progress_rate, error_message, waiting_because },
+          pause_requested_at,
           timestamp: new Date(),
         };
         if (json) printJson(terminal, document);

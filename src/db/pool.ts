@@ -142,6 +142,7 @@ export function connectionOptions(url: string | null, applicationName: string): 
   return {
     ...(url === null ? {} : { connectionString: withReadableFiles(url) }),
     application_name: applicationName,
+    types: { getTypeParser },
     connectionTimeoutMillis: 5000,
     keepAlive: true,
     keepAliveInitialDelayMillis: 10_000,
@@ -163,6 +164,17 @@ function withReadableFiles(url: string): string {
   }
   return url;
 }
+
+/** PostgreSQL's times reach further than a Date, to infinity even: those are the first or the last that one can hold. */
+function instantOf(text: string): Date {
+  const ms = Number(pg.types.getTypeParser(pg.types.builtins.TIMESTAMPTZ)(text));
+  const furthest = 8.64e15;
+  return new Date(Number.isNaN(ms) ? furthest : Math.min(Math.max(ms, -furthest), furthest));
+}
+
+// pg declares a type of result for each of its own parsers, and none for one that picks among them.
+const getTypeParser = ((oid: number, format?: 'text') =>
+  oid === pg.types.builtins.TIMESTAMPTZ ? instantOf : pg.types.getTypeParser(oid, format)) as typeof pg.types.getTypeParser;
 
 /** A name as SQL, quoted. */
 export function identifier(name: string): string {

@@ -18,8 +18,9 @@ export const Id = Type.Union([Type.String({ minLength: 1, maxLength: 200 }), Typ
  */
 export function payloadReader<S extends TObject>(schema: S): (job: Job) => Static<S> {
   const compiled = Compile(schema);
+  const names = Object.keys(schema.properties).map((name) => ({ name, camel: inCamelCase(name) }));
   return (job) => {
-    const value = withKnownNames(parse(job), schema);
+    const value = withKnownNames(parse(job), names);
     // The check makes it so: TypeScript cannot follow the schema through the generic parameter.
     if (compiled.Check(value)) return value as Static<S>;
     throw invalid(job, faultOf(value, schema));
@@ -33,14 +34,23 @@ function parse(job: Job): Record<string, unknown> {
   } catch (error) {
     throw invalid(job, `it cannot be read as JSON (${error instanceof Error ? error.message : String(error)})`);
   }
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return { ...value };
+  // JSON.parse makes plain objects, whose members have names.
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>;
   throw invalid(job, `it must be a JSON object, not ${Array.isArray(value) ? 'an array' : JSON.stringify(value)}`);
 }
 
-function withKnownNames(given: Record<string, unknown>, schema: TObject): Record<string, unknown> {
+interface Name {
+  readonly name: string;
+  readonly camel: string;
+}
+
+function inCamelCase(name: string): string {
+  return name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
+}
+
+function withKnownNames(given: Record<string, unknown>, names: readonly Name[]): Record<string, unknown> {
   const known: Record<string, unknown> = {};
-  for (const name of Object.keys(schema.properties)) {
-    const camel = name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
+  for (const { name, camel } of names) {
     const value = Object.hasOwn(given, name) ? given[name] : Object.hasOwn(given, camel) ? given[camel] : undefined;
     if (value !== undefined) known[name] = value;
   }

@@ -4,8 +4,12 @@ import type { Metrics } from './catalogue.js';
 import type { Labels } from './labels.js';
 
 export function countEvents(events: Events, metrics: Metrics, labels: Labels): void {
+  const met = new Set<string>();
   const begin = (job: { type: string; queue: string }) => {
     const by = labels.job(job);
+    const pair = `${by.job_type} ${by.queue}`;
+    if (met.has(pair)) return by;
+    met.add(pair);
     // At 0 from the start, since Prometheus does not see a counter's first value as an increase.
     for (const outcome of OUTCOMES) metrics.outcomes.inc({ ...by, outcome }, 0);
     for (const counter of [metrics.attempts, metrics.slices, metrics.messages, metrics.leasesLost]) counter.inc(by, 0);
@@ -30,7 +34,8 @@ export function countEvents(events: Events, metrics: Metrics, labels: Labels): v
   events.on('started', ({ job, waitedMs }) => {
     const by = begin(job);
     metrics.attempts.inc(by);
-    metrics.wait.observe({ queue: by.queue }, Math.max(waitedMs, 0) / 1000);
+    // A job may be due since -infinity, which no histogram takes.
+    metrics.wait.observe({ queue: by.queue }, Math.min(Math.max(waitedMs, 0), Number.MAX_SAFE_INTEGER) / 1000);
   });
   events.on('completed', ended('completed'));
   events.on('deferred', (claim, settlement) => {

@@ -57,6 +57,9 @@ export async function send(run: ledger.Run, task: Task, limits: Limits): Promise
   };
 }
 
+/** Where messages go out slowly, a slice of the size that is asked for would say nothing for too long. */
+const PACED_SLICE_SECONDS = 2;
+
 /** One call's way through the people it is about. */
 class Walk {
   position: Position;
@@ -78,7 +81,8 @@ class Walk {
     const start: Position = { firstStep: step, after: '0' };
     this.position = (limits.sliced && cursor !== null && readCursor(cursor)) || start;
     this.#left = limits.sliced ? maxItems + (flaws.has('too-many-items') ? 1 : 0) : Number.POSITIVE_INFINITY;
-    this.#endsAt = mayEnd ? performance.now() + waitSeconds * 1000 : Number.POSITIVE_INFINITY;
+    const seconds = limits.perSecond === null ? waitSeconds : Math.min(waitSeconds, PACED_SLICE_SECONDS);
+    this.#endsAt = mayEnd ? performance.now() + seconds * 1000 : Number.POSITIVE_INFINITY;
     this.#size = batchSize(limits.perSecond);
   }
 

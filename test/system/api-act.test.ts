@@ -48,6 +48,10 @@ describe('a job', () => {
     expect((await post(`/job/${job_id}/pause`)).body).toMatchObject({
       ...{ status: 'pausing', message: `job ${job_id} runs, and pauses when its call ends` },
     });
+    expect((await api.ask('GET', `/job/${job_id}`)).body).toMatchObject({
+      pause_requested_at: expect.any(String),
+      waiting_because: expect.stringMatching(/^a call is open; it pauses when that ends, as asked at .* UTC$/),
+    });
   });
 
   test('is sent again to those whom a scope names', async () => {
@@ -55,7 +59,9 @@ describe('a job', () => {
     expect((await post(`/job/${job_id}/resend`, { scope: 'failed' })).body.status).toBe('pending');
     expect(await api.queue.job(id)).toMatchObject({ step_seq: 5, step_cursor: null });
     expect((await post(`/job/${job_id}/resend`, { scope: 'some' })).status).toBe(400);
-    expect((await post(`/job/${job_id}/resend`)).status).toBe(400);
+    const { status, body } = await post(`/job/${job_id}/resend`);
+    const missing = 'the body is missing: send a JSON object with "scope" (';
+    expect([status, body.detail]).toEqual([400, expect.stringContaining(missing)]);
   });
 
   test.each([
@@ -102,6 +108,10 @@ describe('a queue', () => {
     await api.ask('POST', '/resume');
     await claimOne(api.queue.store());
     expect((await post('/broadcasts/resume')).body.message).toBe('the queue broadcasts was not paused');
+    for (const action of ['pause', 'resume']) {
+      const { message } = (await post(`/brodcasts/${action}`)).body;
+      expect(message).toMatch(/^the queue brodcasts is \w+d; no job has ever named this queue: is that its name\?$/);
+    }
   });
 
   test('is cleaned of completed jobs that ended long enough ago, and of nothing else', async () => {

@@ -149,6 +149,7 @@ describe('a list', () => {
         job_type: 'send_digest',
         status: 'failed',
         error_message: 'HTTP 500: Out of 100% Memory',
+        error_code: 'out_of_memory',
       },
       ...{
         job_data: { broadcast_id: 42, bot_id: 'shop' },
@@ -166,6 +167,7 @@ describe('a list', () => {
       'job_type=send_digest',
       'status=failed&queue=mine',
       'error=100%25%20memory',
+      'error_code=out_of_memory',
       'data.broadcast_id=42',
       'data.broadcast_id=42&data.bot_id=shop',
       `created_to=${ago(1)}`,

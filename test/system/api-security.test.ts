@@ -117,6 +117,8 @@ describe('each route lets in those of its role or a higher one', () => {
 test('a refusal says which role is needed, and a missing token how to send one', async () => {
   const low = await api.ask('POST', '/pause', { as: 'viewer' });
   expect(low.body).toMatchObject({ code: 'role_too_low', detail: 'the-viewer is a viewer; this needs an admin' });
+  const middle = await api.ask('POST', '/pause', { as: 'operator' });
+  expect(middle.body.detail).toBe('the-operator is an operator; this needs an admin');
   const none = await api.ask('GET', '/status', { as: null });
   expect(none.body).toMatchObject({
     code: 'not_authenticated',
@@ -246,6 +248,10 @@ describe('hostile input', () => {
   test('an unknown member of a body is named, with those that are known', async () => {
     const { body } = await api.ask('POST', '/mine/pause', { body: { reson: 'x' } });
     expect(body.detail).toBe('the body has an unknown member: "reson"; known are reason');
+    const { detail } = (await api.ask('GET', '/jobs?broadcast_id=42')).body;
+    expect(detail).toMatch(/^the query has an unknown member: "broadcast_id"; known are .*, data\.<name>$/);
+    const word = (await api.ask('GET', '/jobs?queue=status')).body.detail;
+    expect(word).toMatch(/^the query \/ queue does not fit \(A queue’s name: .*: status, statistics, /);
   });
 
   test.each<[string, string, Record<string, string>, number, string]>([
@@ -267,6 +273,7 @@ describe('hostile input', () => {
   ])('a body of %s is a clear 4xx', async (_what, body, headers, status, code) => {
     const answer = await api.ask('POST', '/jobs', { body, headers });
     expect([answer.status, answer.body.code]).toEqual([status, code]);
+    if (code === 'body_too_large') expect(answer.body.detail).toMatch(/ the \d+ bytes that this route takes$/);
   });
 
   test('none of it was a fault of ours', () => {

@@ -2,6 +2,8 @@
 import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { afterAll, afterEach, beforeAll, expect, test } from '@jest/globals';
+import { loadConfig } from '../../src/config.js';
+import { maskOf } from '../../src/logger.js';
 import { type Environment, killPrograms, runProgram, startProgram } from '../support/daemon.js';
 import { reply, type ScriptedServer, startHttpServer } from '../support/http-server.js';
 import { createOldTable, pollEvery } from '../support/old-bot.js';
@@ -149,6 +151,18 @@ test('faults of the configuration and a database that is away are told with thei
   expect(stdout).toMatch(/^failed {3}database: it cannot be reached: .*ECONNREFUSED.*\n +→ Check DATABASE_URL/m);
   expect(stdout).toMatch(/\n1 ok, 0 to look at, 3 failed, 2 skipped\n$/);
   expect(stdout).not.toContain('CANARY');
+});
+
+test('a password that is the name of the role as well is hidden in its place only', async () => {
+  const address = new URL(queue.url);
+  address.username = address.password = 'broadcaster';
+  const env = { DATABASE_URL: address.href, BROADCAST_SERVICE_URL: service.url };
+  const { of } = await doctor(env);
+  expect(of('database')).toEqual([expect.stringMatching(/^failed it cannot be reached: .*"broadcaster"/)]);
+  const { config } = loadConfig(env, () => '');
+  expect(maskOf(config)(`role broadcaster at ${address.href}`)).toBe(
+    `role broadcaster at ${address.href.replace(':broadcaster@', ':[secret]@')}`,
+  );
 });
 
 test('a service that redirects is a warning: nobody follows it', async () => {

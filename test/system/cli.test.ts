@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, beforeEach, expect, test } from '@jest/globals';
 import { runProgram } from '../support/daemon.js';
 import { createEmptyDatabase } from '../support/postgres.js';
-import { openQueue, type TestQueue } from '../support/store.js';
+import { claimOne, openQueue, type TestQueue } from '../support/store.js';
 import { until } from '../support/until.js';
 
 const PROGRAM = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
@@ -157,6 +157,39 @@ test('jobs show has the row, how far it is, why it waits and what its attempts t
   });
 });
 
+test('a pause that was asked for while a call is open is shown, and followed', async () => {
+  const { job_id } = await queue.insert();
+  await claimOne(queue.store());
+  await broadcastd('jobs', 'pause', job_id, '--reason', 'legal is looking');
+  const asked = /a call is open; it pauses when that ends, as asked at \d{4}-.* UTC: legal is looking/;
+  const { stdout } = await broadcastd('jobs', 'show', job_id);
+  expect(stdout).toMatch(asked);
+  expect(stdout).toMatch(/\npause asked +\d{4}-/);
+  const watched = broadcastd('jobs', 'watch', job_id, '--json', '--every', '100');
+  await until(
+    'it is watched',
+    async () =>
+      (await queue.query(`select 1 from pg_stat_activity where application_name = 'broadcastd command'`)).length > 0,
+  );
+  await broadcastd('jobs', 'cancel', job_id);
+  const [first] = (await watched).stdout.split('\n').map((line) => (line === '' ? null : JSON.parse(line)));
+  expect(first).toMatchObject({
+    waiting_because: expect.stringMatching(asked),
+    pause_requested_at: expect.any(String),
+  });
+});
+
+test('times beyond all calendars can be shown', async () => {
+  const { job_id } = await queue.insert({ status: 'paused' });
+  await queue.query(
+    `update broadcast_queue_jobs set expires_at = 'infinity', scheduled_at = '280000-01-01' where job_id = $1`,
+    [job_id],
+  );
+  const { code, stdout } = await broadcastd('jobs', 'show', job_id);
+  expect({ code, stdout }).toEqual({ code: 0, stdout: expect.stringMatching(/\nexpires +never\n/) });
+  expect(stdout).toMatch(/\nscheduled +in more than 200,000 years\n/);
+});
+
 test('jobs are paused, resumed, cancelled, retried and sent again by their ids, and the log says who did it', async () => {
   const { job_id } = await queue.insert();
   const act = async (...args: string[]) => (await json('jobs', ...args, job_id)).jobs[0].status;
@@ -167,6 +200,9 @@ test('jobs are paused, resumed, cancelled, retried and sent again by their ids, 
   expect(await act('retry')).toBe('pending');
   await queue.query(`update broadcast_queue_jobs set status = 'completed'`);
   expect(await act('resend', '--scope', 'failed')).toBe('pending');
+  expect((await broadcastd('jobs', 'resend', NOBODY, '--scope', 'all')).stderr).toContain(
+    'whom it has handled already',
+  );
   const log = await queue.query<{ action: string; actor: string }>(
     'select action, actor from broadcast_queue_audit where target = $1 order by id',
     [job_id],
@@ -238,7 +274,7 @@ test('queues are paused and resumed, by name or all', async () => {
   expect((await broadcastd('queues', 'pause', 'retries', '--reason', 'quiet')).stdout).toBe(
     'The queue retries is paused.\n',
   );
-  expect(await json('queues', 'pause')).toEqual({ queue: '*', action: 'pause', changed: true });
+  expect(await json('queues', 'pause')).toEqual({ queue: '*', action: 'pause', changed: true, known: true });
   const { queues, all_paused } = await json('queues', 'list');
   expect(all_paused).toMatchObject({ paused_by: expect.stringMatching(/^command:/) });
   expect(queues).toContainEqual(
@@ -247,6 +283,35 @@ test('queues are paused and resumed, by name or all', async () => {
   expect((await broadcastd('queues', 'list')).stdout).toMatch(/\nretries +0 +0 +\d+ s ago +command:.* +quiet\n/);
   expect((await broadcastd('queues', 'resume')).stdout).toBe('All queues are resumed.\n');
   expect((await broadcastd('queues', 'resume')).stdout).toBe('All queues were not paused.\n');
+});
+
+test('a queue that no job has ever named is paused all the same, and asked about', async () => {
+  const paused = await broadcastd('queues', 'pause', 'brodcasts');
+  expect(paused).toMatchObject({ code: 0, stdout: 'The queue brodcasts is paused.\n' });
+  expect(paused.stderr).toMatch(/^No job has ever named the queue brodcasts: is that its name\?/);
+  expect(await json('queues', 'resume', 'brodcasts')).toMatchObject({ changed: true, known: false });
+  const { id } = await queue.insert({ queue_name: 'digests' });
+  expect(await broadcastd('queues', 'pause', 'digests')).toMatchObject({ code: 0, stderr: '' });
+  await queue.query('delete from broadcast_queue_jobs where id = $1', [id]);
+  expect(await json('queues', 'resume', 'digests')).toMatchObject({ changed: true, known: true });
+});
+
+test('windows are set, listed and removed, and the log says by whom', async () => {
+  const send_window = { from: '22:00', to: '06:00', time_zone: 'Europe/Berlin', days: [1, 5], missed: 'fail' };
+  const at = ['--from', '22:00', '--to', '06:00', '--time-zone', 'Europe/Berlin'];
+  const set = await json('windows', 'set', 'broadcasts', ...at, '--days', '1,5', '--missed', 'fail');
+  expect(set).toEqual({ queue: 'broadcasts', send_window });
+  expect(await json('windows', 'list')).toEqual({ windows: [{ queue: 'broadcasts', send_window }] });
+  expect((await broadcastd('windows', 'list')).stdout).toMatch(/\nbroadcasts +\{.*"Europe\/Berlin".*\}\n/);
+  expect((await broadcastd('windows', 'remove', 'broadcasts')).stdout).toBe(
+    'The queue broadcasts sends at any hour.\n',
+  );
+  expect((await broadcastd('windows', 'list')).stderr).toBe('No queue has a send window.\n');
+  const [gone] = await queue.query(
+    'select actor, action, before, after from broadcast_queue_audit order by id desc limit 1',
+  );
+  const actor = expect.stringMatching(/^command:/);
+  expect(gone).toEqual({ actor, action: 'window.set', before: send_window, after: null });
 });
 
 test('limits are set, listed and dropped; gates are listed and opened', async () => {
@@ -262,6 +327,9 @@ test('limits are set, listed and dropped; gates are listed and opened', async ()
   expect(await json('gates', 'list')).toMatchObject({ gates: [], breaker: { state: 'closed' } });
 });
 
+const BERLIN = '{"from": "09:00", "to": "21:00", "time_zone": "Berlin"}';
+const SET_WINDOW = ['windows', 'set', 'broadcasts', '--from', '09:00', '--to', '21:00', '--time-zone'];
+
 const REFUSED: [number, string, string[]][] = [
   [2, 'is no JSON', ['enqueue', 'send_broadcast', '{bad']],
   [
@@ -272,7 +340,12 @@ const REFUSED: [number, string, string[]][] = [
   [2, 'with a time zone', ['enqueue', 'send_broadcast', '{}', '--at', '2027-01-31T09:00:00']],
   [2, 'cannot be read', ['enqueue', 'send_broadcast', '@/nowhere/payload.json']],
   [2, 'is no job type', ['enqueue', "send'; drop table x", '{}']],
-  [1, 'queue_name_is_addressable', ['enqueue', 'send_broadcast', '{}', '--queue', 'status']],
+  [2, 'No queue can be called "status"', ['enqueue', 'send_broadcast', '{}', '--queue', 'status']],
+  [2, 'No queue can be called "jobs"', ['queues', 'pause', 'jobs']],
+  [2, 'cannot be converted to text', ['enqueue', 'send_broadcast', '{"broadcast_id": "a\\u0000"}']],
+  [2, '"time_zone" is no name such as', ['enqueue', 'send_broadcast', '{}', '--window', BERLIN]],
+  [2, 'of ten years at most', ['enqueue', 'send_broadcast', '{}', '--delay', '99999999d']],
+  [2, '1 to 500 characters', ['enqueue', 'send_broadcast', '{}', '--unique-key', 'k'.repeat(3000)]],
   [2, 'is no job id', ['jobs', 'show', '42']],
   [3, 'There is no job', ['jobs', 'show', NOBODY]],
   [2, 'Allowed choices are pending', ['jobs', 'list', '--status', 'lost']],
@@ -281,6 +354,10 @@ const REFUSED: [number, string, string[]][] = [
   [2, '--scope', ['jobs', 'resend', NOBODY]],
   [2, 'Give --per-second', ['limits', 'set', 'queue:broadcasts']],
   [2, 'is no name of a queue', ['queues', 'pause', 'No Queue']],
+  [3, 'The queue broadcasts has no send window', ['windows', 'remove', 'broadcasts']],
+  [2, "'--time-zone <zone>' not specified", ['windows', 'set', 'broadcasts', '--from', '09:00', '--to', '21:00']],
+  [2, 'such as 1,2,3,4,5', [...SET_WINDOW, 'UTC', '--days', '1,8']],
+  [2, '"time_zone" is no name such as', [...SET_WINDOW, 'Berlin']],
 ];
 
 test('what makes no sense, or is not there, ends with its exit code and with words for it', async () => {

@@ -102,6 +102,46 @@ test('secrets appear in no log line and in no row, even where the service echoes
   }
 });
 
+test('each thing that happens to a job is one line: what goes well at info, failures and retries at warn', async () => {
+  const daemon = await startProgram({
+    DATABASE_URL: database.url,
+    BROADCAST_SERVICE_URL: service.url,
+    RETRY_BASE_DELAY_MS: '10',
+    CONCURRENCY: '*=1',
+  });
+  service.next(replyJson(500, {}), replyJson(200, { sent: 1 }), replyJson(422, { detail: 'no' }));
+  const told = async (id: number) => {
+    await database.query('insert into broadcast_queue_jobs (job_type, job_data) values ($1, $2)', [
+      'send_broadcast',
+      { broadcast_id: id },
+    ]);
+    const lines = () => daemon.lines.filter(({ broadcast_id }) => broadcast_id === String(id));
+    await until('it has ended', async () => lines().some(({ msg }) => ['job completed', 'job failed'].includes(msg)));
+    return lines().map(({ level, msg }) => `${level} ${msg}`);
+  };
+  expect(await told(901)).toEqual([
+    'info job added',
+    'info job started',
+    'warn job scheduled for retry',
+    'info job started',
+    'info job completed',
+  ]);
+  expect(await told(902)).toEqual(['info job added', 'info job started', 'warn job failed']);
+});
+
+test('a job due since ever and one that never expires are sent like others', async () => {
+  const daemon = await startProgram({ DATABASE_URL: database.url, BROADCAST_SERVICE_URL: service.url });
+  service.otherwise(replyJson(200, { sent: 1 }));
+  await database.query(
+    `insert into broadcast_queue_jobs (job_type, job_data, scheduled_at, expires_at)
+     values ('send_broadcast', '{"broadcast_id": 801}', '-infinity', null),
+            ('send_broadcast', '{"broadcast_id": 802}', now(), 'infinity')`,
+  );
+  for (const id of ['801', '802']) {
+    await daemon.line(({ msg, broadcast_id }) => msg === 'job completed' && broadcast_id === id);
+  }
+});
+
 test('a flood of equal failures is counted instead of repeated', async () => {
   const daemon = await startProgram({
     DATABASE_URL: database.url,

@@ -54,6 +54,15 @@ describe('slices', () => {
     expect(answers[3]?.body.progress).toMatchObject({ total: 200, processed: 200 });
   });
 
+  test('at a pace of its own are short, so that there is progress to see', async () => {
+    const slow = await startSandbox({ databaseUrl: database.url, perSecond: 50 });
+    const { status, body } = await call(slow.url, { job: 'slow', payload: { broadcast_id: 'slow' }, maxItems: 1000 });
+    await slow.close();
+    expect(status).toBe(202);
+    expect(Number(body.progress?.processed)).toBeLessThanOrEqual(150);
+    expect(Number(body.progress?.processed)).toBeGreaterThan(0);
+  });
+
   test('end when their time is over', async () => {
     const start = performance.now();
     const options = { job: 'timed', payload: { broadcast_id: 'timed' }, waitSeconds: 0.5, perSecond: 200 };

@@ -81,7 +81,9 @@ export const jobRoutes = [
     method: 'POST',
     url: '/api/admin/queue/job/:jobId/resend',
     role: 'operator',
-    summary: 'Sends again, also what is completed, to those whom the scope names. For services that work in slices.',
+    summary:
+      'Begins again, also what is completed, for those whom the scope names. For services that work in slices; one with ' +
+      'a ledger sends to nobody who has it already, whatever the scope.',
     params: ofJob,
     body: strict({ scope: schemas.Scope }),
     answers: { 200: schemas.JobDone },
@@ -189,6 +191,7 @@ export interface AskedFilter {
   readonly finished_from?: string;
   readonly finished_to?: string;
   readonly error?: string;
+  readonly error_code?: string;
 }
 
 /** @throws Refusal when a hidden member is asked for: whether it fits would tell its value */
@@ -210,7 +213,7 @@ export function filterOf(
     finished_to: asked.finished_to ?? null,
     error: asked.error ?? null,
     data,
-    error_code: null,
+    error_code: asked.error_code ?? null,
     cause: null,
   };
 }

@@ -82,7 +82,8 @@ export const queueRoutes = [
     answers: { 200: schemas.Done },
     async run({ reports, params: { queueName }, body, by }) {
       const paused = await reports.pause(queueName, body.reason ?? null, by);
-      return done(paused ? `the queue ${queueName} is paused` : `the queue ${queueName} was paused already`);
+      const doubt = await doubtAbout(reports, queueName);
+      return done(`the queue ${queueName} ${paused ? 'is paused' : 'was paused already'}${doubt}`);
     },
   }),
   route({
@@ -96,7 +97,8 @@ export const queueRoutes = [
       const resumed = await reports.resume(queueName, by);
       const { allPaused } = await reports.standing();
       const still = allPaused === null ? '' : '; but all queues are paused: POST /api/admin/queue/resume lets them go';
-      return done(`the queue ${queueName} ${resumed ? 'is resumed' : 'was not paused'}${still}`);
+      const doubt = await doubtAbout(reports, queueName);
+      return done(`the queue ${queueName} ${resumed ? 'is resumed' : 'was not paused'}${still}${doubt}`);
     },
   }),
   route({
@@ -216,6 +218,11 @@ function statistics(standing: Standing, ends: { oldest: Date | null; newest: Dat
 
 export function isRunning({ running, draining }: { running: boolean; draining: boolean }): boolean {
   return running && !draining;
+}
+
+/** A name nobody uses is mostly a mistyped one; yet a queue may well be paused before its first job comes. */
+async function doubtAbout(reports: Reports, queue: string): Promise<string> {
+  return (await reports.isKnownQueue(queue)) ? '' : '; no job has ever named this queue: is that its name?';
 }
 
 function done(message: string) {

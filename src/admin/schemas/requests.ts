@@ -1,16 +1,11 @@
 /** What a request may hold. Whatever is not named here is refused. */
 import { Type } from 'typebox';
+import { RESERVED_QUEUE_NAMES } from '../../job.js';
 import { strict } from '../route.js';
 
-/** The words that paths use: no queue is called so (sql/001_jobs.sql has the same list). */
-export const RESERVED = [
-  ...['status', 'statistics', 'health', 'job', 'jobs', 'broadcast', 'pause', 'resume', 'limits', 'queues', 'workers'],
-  ...['failures', 'events', 'schedules', 'audit'],
-];
-
 export const QueueName = Type.String({
-  pattern: `^(?!(?:${RESERVED.join('|')})$)[a-z][a-z0-9_-]{0,49}$`,
-  description: 'A queue’s name: a-z, 0-9, _ and -, a letter first, 50 at most, and no word that the routes use.',
+  pattern: `^(?!(?:${RESERVED_QUEUE_NAMES.join('|')})$)[a-z][a-z0-9_-]{0,49}$`,
+  description: `A queue’s name: a-z, 0-9, _ and -, a letter first, 50 at most, and no word that the routes use: ${RESERVED_QUEUE_NAMES.join(', ')}.`,
 });
 export const JobId = Type.String({
   pattern: '^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$',
@@ -23,7 +18,9 @@ export const Status = Type.Unsafe<'pending' | 'processing' | 'completed' | 'fail
 export const Scope = Type.Unsafe<'all' | 'pending' | 'failed' | 'unknown'>({
   type: 'string',
   enum: ['all', 'pending', 'failed', 'unknown'],
-  description: 'To whom: those still pending, failed or unknown in the service’s ledger, or all.',
+  description:
+    'To whom: those still pending, failed or unknown in the service’s ledger; or all, which a service with a ledger ' +
+    'takes as: everybody it has not handled yet.',
 });
 export const Reason = Type.String({ minLength: 1, maxLength: 500, description: 'Shown to whoever looks at it.' });
 export const Limit = Type.Integer({ minimum: 1, maximum: 500, description: 'Rows at most; 50 if left out.' });
@@ -57,6 +54,9 @@ const filters = {
   finished_to: Type.Optional(Instant),
   error: Type.Optional(
     Type.String({ minLength: 1, maxLength: 200, description: 'Contained in error_message, in capitals or not.' }),
+  ),
+  error_code: Type.Optional(
+    Type.String({ minLength: 1, maxLength: 200, description: 'Of the last attempt, such as http_500 or timeout.' }),
   ),
 };
 

@@ -112,7 +112,7 @@ export function jobReports(database: Database, redacted: readonly string[]) {
   const sql = {
     one: `
       select ${columns.whole}, j.step_cursor, l.worker_id, l.expires_at as lease_expires_at,
-             ${at('broadcast_why_waiting')}(j.job_id) as waiting_because
+             coalesce(${at('broadcast_why_waiting')}(j.job_id), ${PAUSING}) as waiting_because
       from ${jobs} j left join ${at('broadcast_queue_leases')} l on l.lease_id = j.lease_id and j.status = 'processing'
       where j.job_id = $1::uuid`,
     history: `
@@ -192,6 +192,12 @@ export function jobReports(database: Database, redacted: readonly string[]) {
     },
   };
 }
+
+/** What is called just now waits for nobody, but whoever asked for a pause waits for the call's end. */
+const PAUSING = `
+  case when j.status = 'processing' and j.lease_id is not null and j.pause_requested_at is not null
+    then format('a call is open; it pauses when that ends, as asked at %s%s',
+           to_char(j.pause_requested_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"'), ': ' || j.hold_reason) end`;
 
 /** Above every id. */
 const FIRST = '9223372036854775807';

@@ -77,6 +77,11 @@ export function queueReports(database: Database) {
         join ${at('broadcast_queue_jobs')} j on j.id = held.id and j.lease_id = l.lease_id and j.status = 'processing'
         where l.worker_id = w.worker_id) held
       order by w.last_seen_at desc limit 500`,
+    known: `
+      select exists (select from ${at('broadcast_queue_counts')} c where c.queue_name = $1)
+          or exists (select from ${at('broadcast_queue_differences')} d where d.queue_name = $1)
+          or exists (select from ${at('broadcast_queue_workers')} w where w.slots ? $1
+                     and w.last_seen_at > clock_timestamp() - interval '30 seconds') as known`,
     ticks: `select name, last_tick from ${at('broadcast_queue_schedules')} order by name limit 500`,
     audit: `
       select id, at, actor, role, action, target, before, after, request_id from ${at('broadcast_queue_audit')}
@@ -114,6 +119,12 @@ export function queueReports(database: Database) {
     async ends(): Promise<{ oldest: Date | null; newest: Date | null }> {
       const [row] = await database.query<{ oldest: Date | null; newest: Date | null }>(sql.ends);
       return row ?? { oldest: null, newest: null };
+    },
+
+    /** Whether it is a usual queue, or a job ever named it, or a daemon that runs has slots for it by name. */
+    async isKnownQueue(name: string): Promise<boolean> {
+      const [row] = await database.query<{ known: boolean }>(sql.known, [name]);
+      return USUAL_QUEUES.includes(name) || (row?.known ?? false);
     },
 
     workers: () => database.query<WorkerRow>(sql.workers),
