@@ -40,6 +40,12 @@ export const broadcastd: Queue = {
         const jobs = ids.map((id) => ({ job_type: 'send_broadcast', job_data: payload(id) }));
         await client.query('select from broadcast_enqueue_many($1)', [JSON.stringify(jobs)]);
       },
+      async fill(ids) {
+        const into = 'insert into broadcast_queue_jobs (job_type, job_data)';
+        await client.query(`${into} select 'send_broadcast', data from jsonb_array_elements($1) data`, [
+          JSON.stringify(ids.map(payload)),
+        ]);
+      },
       close: async () => {},
     };
   },

@@ -41,6 +41,8 @@ export interface Producer {
   enqueueAt(id: number, due: number): Promise<void>;
   /** In one statement. */
   enqueueMany(ids: readonly number[]): Promise<void>;
+  /** The same without a key for each job, where the queue knows keys; for a backlog. */
+  fill?(ids: readonly number[]): Promise<void>;
   close(): Promise<void>;
 }
 

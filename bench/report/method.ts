@@ -29,7 +29,7 @@ ${settings}
 deletes it, pg-boss keeps it with one result for a whole batch. broadcastd's late word about a job that somebody else
 holds by now is refused, and its calls say so to the service (epoch and idempotency key); graphile-worker has no such
 fence. In pg-boss the jobs of a batch succeed and fail together: a worker that dies calls for all of them again, up to a
-thousand at the setting that is quickest. broadcastd's jobs have a unique key here, which costs an index entry.`;
+thousand at the setting that is quickest. broadcastd's rows are plain INSERTs, without unique keys, as the peers' are.`;
 }
 
 export function places(results: Results): string {

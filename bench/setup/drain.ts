@@ -50,7 +50,7 @@ export async function drain(
   const before = (await service.calls()).calls;
   const producer = await queue.producer(client);
   await client.query('begin');
-  for (const ids of batches(jobs)) await producer.enqueueMany(ids);
+  for (const ids of batches(jobs)) await (producer.fill ?? producer.enqueueMany)(ids);
   const since = meter(server, workers);
   await client.query('commit');
   since.begin();

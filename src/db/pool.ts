@@ -174,7 +174,9 @@ function instantOf(text: string): Date {
 
 // pg declares a type of result for each of its own parsers, and none for one that picks among them.
 const getTypeParser = ((oid: number, format?: 'text') =>
-  oid === pg.types.builtins.TIMESTAMPTZ ? instantOf : pg.types.getTypeParser(oid, format)) as typeof pg.types.getTypeParser;
+  oid === pg.types.builtins.TIMESTAMPTZ
+    ? instantOf
+    : pg.types.getTypeParser(oid, format)) as typeof pg.types.getTypeParser;
 
 /** A name as SQL, quoted. */
 export function identifier(name: string): string {
