@@ -2,7 +2,8 @@
 --
 --     enqueuer   adds jobs, by broadcast_enqueue, broadcast_enqueue_many or a plain INSERT that names no other columns
 --                than a job's own wishes; reads broadcast_progress and the table's public columns. Changes nothing.
---     operator   an enqueuer and viewer who also pauses, resumes, cancels and retries jobs, and pauses queues.
+--     operator   an enqueuer and viewer who also pauses, resumes, cancels, retries and resends jobs, and pauses queues.
+--                Limits, windows, gates, retention and deleting are the worker's, as they are an admin's in the API.
 --     worker     the daemon with AUTO_MIGRATE=false: reads and writes every row, and has no DDL.
 --     viewer     reads everything, writes nothing.
 --
@@ -55,11 +56,14 @@ declare
     'broadcast_enqueue', 'broadcast_enqueue_many', 'broadcast_progress', 'broadcast_usual_queue', 'broadcast_usual_key',
     'broadcast_queue_vanished', 'broadcast_window_fault', 'broadcast_window_is_sound', 'broadcast_window_opens'];
   for_viewers constant text[] := array['broadcast_progress', 'broadcast_usual_queue', 'broadcast_usual_key',
-    'broadcast_window_fault', 'broadcast_window_opens', 'broadcast_why_waiting', 'broadcast_queue_processing_ms'];
-  for_operators constant text[] := for_enqueuers || array[
+    'broadcast_window_fault', 'broadcast_window_opens', 'broadcast_window_wait', 'broadcast_why_waiting',
+    'broadcast_queue_outage_codes', 'broadcast_queue_processing_ms', 'broadcast_failure_cause', 'broadcast_redacted'];
+  for_operators constant text[] := for_enqueuers || for_viewers || array[
     'broadcast_queue_lock', 'broadcast_pause', 'broadcast_resume', 'broadcast_cancel', 'broadcast_retry',
-    'broadcast_resend', 'broadcast_pause_queue', 'broadcast_resume_queue', 'broadcast_window_wait',
-    'broadcast_why_waiting', 'broadcast_queue_processing_ms'];
+    'broadcast_resend', 'broadcast_pause_queue', 'broadcast_resume_queue', 'broadcast_queue_act',
+    'broadcast_queue_request',
+    -- called by broadcast_queue_act, and of no use without DELETE on the tables, which they have not
+    'broadcast_delete'];
 
   jobs      text := format('%I.broadcast_queue_jobs', schema_name);
   owner     oid := (select relowner from pg_class where oid = to_regclass(jobs));
@@ -125,7 +129,11 @@ begin
   execute format('grant update (%s) on %s to %s', operated, jobs, operator);
   execute format('grant insert on %I.broadcast_queue_attempts to %s', schema_name, operator);
   execute format('grant insert on %I.broadcast_queue_abandoned to %s', schema_name, operator);
-  execute format('grant insert, delete on %I.broadcast_queue_pauses to %s', schema_name, operator);
+  -- The commands lock the row of a pause before they change it, so that the audit log says what was before.
+  execute format('grant insert, update, delete on %I.broadcast_queue_pauses to %s', schema_name, operator);
+  -- Only added to: nobody but the worker, which lets go of what is a year old, takes anything out of the audit log.
+  execute format('grant insert on %I.broadcast_queue_audit to %s', schema_name, operator);
+  execute format('grant insert, update, delete on %I.broadcast_queue_requests to %s', schema_name, operator);
 
   -- A bot may have functions of its own whose names begin like ours, so ours are told by their owner as well.
   for item in

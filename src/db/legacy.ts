@@ -76,10 +76,8 @@ async function inTransaction(client: pg.Client, schema: string, timezone: string
   await prepareReading(client, old);
   // In the order of ids, as the bot wrote them: rows that are looked for together lie together.
   const ordered = reading(old, `(select * from ${BACKUP} order by id)`, timezone);
-  // Our triggers would only collect and examine what has just been made fit.
-  await client.query(`alter table ${TABLE} disable trigger user`);
+  // With all triggers, for the counts by status are kept by them.
   await client.query(`insert into ${TABLE} (${NEW_COLUMNS}) select ${NEW_COLUMNS} from (${ordered}) r`);
-  await client.query(`alter table ${TABLE} enable trigger user`);
   await client.query(
     `select setval(pg_get_serial_sequence($1, 'id'), greatest((select max(id) from ${TABLE}), $2::bigint, 0) + 1, false)`,
     [TABLE, highestDrawn],

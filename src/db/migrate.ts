@@ -109,7 +109,7 @@ async function applyNext(
     await enterSchema(client, schema);
     const version = await schemaVersion(client, schema, known);
     const next = known.find((migration) => migration.version > version);
-    if (next) await apply(client, next);
+    if (next) await apply(client, next).catch((error) => Promise.reject(refusal(next.name, error)));
     await client.query('commit');
     if (next) applied.push(next.name);
     return next !== undefined;
@@ -117,6 +117,16 @@ async function applyNext(
     await client.query('rollback').catch(() => {});
     throw error;
   }
+}
+
+/** What PostgreSQL would not have, in words; a missing privilege and a lost connection have words of their own. */
+function refusal(name: string, error: unknown): unknown {
+  if (!(error instanceof pg.DatabaseError) || !/^42(?!501)/.test(error.code ?? '')) return error;
+  return new SchemaError(
+    `the migration ${name} does not fit what the schema holds: ${error.message}. It was undone. Rename what another ` +
+      'program made under our names; tables of a build from before the first release are not served',
+    { cause: error },
+  );
 }
 
 async function schemaVersion(client: pg.Client, schema: string, known: readonly Migration[]): Promise<number> {

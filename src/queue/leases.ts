@@ -95,9 +95,9 @@ export class Leases {
     for (const id of leases) this.#over.delete(id);
   }
 
-  /** Two batches settled the last jobs of a lease at the same time, so that neither could strike it off. */
-  get hasOver(): boolean {
-    return this.#over.size > 0;
+  /** Those whose last jobs two batches settled at the same time, so that neither could strike them off. */
+  get over(): readonly string[] {
+    return [...this.#over];
   }
 
   /** @param answered the database has answered; else the job is left to its lease's end, which is renewed no more for it */

@@ -52,7 +52,8 @@ export class Settler {
 
   #schedule(): void {
     if (this.#timer !== null || this.#underWay >= UNDER_WAY_MAX) return;
-    if (this.#queue.length === 0 && !(this.leases.hasOver && this.#underWay === 0)) return;
+    const strikesOff = this.leases.over.length > 0 && this.#underWay === 0 && !this.#stopped;
+    if (this.#queue.length === 0 && !strikesOff) return;
     const waitMs = this.#queue.length >= BATCH_MAX || this.#stopped ? 0 : this.#begunAt + GATHER_MS - performance.now();
     this.#timer = setTimeout(() => {
       this.#timer = null;

@@ -276,7 +276,8 @@ export class QueueWorker {
 
   async #lastWord(): Promise<void> {
     try {
-      if (this.#doubtful.length > 0) await this.store.release(this.#doubtful);
+      const gone = [...this.#doubtful, ...this.#leases.over];
+      if (gone.length > 0) await this.store.release(gone);
       await this.store.leave();
     } catch (error) {
       this.#failed('signing off', error);

@@ -1,12 +1,15 @@
 import { afterEach, describe, expect, test } from '@jest/globals';
 import pg from 'pg';
+import { jobStore, pruneBatch } from '../../src/db/jobs.js';
 import { type BroughtOver, bringOver } from '../../src/db/legacy.js';
 import { checkLegacy, type LegacyPlan, planLegacy } from '../../src/db/legacy-plan.js';
 import { findOldTable, type OldTable } from '../../src/db/legacy-shape.js';
 import { connected, migrate, pendingMigrations, SchemaError } from '../../src/db/migrate.js';
 import { findOldPollers } from '../../src/db/old-pollers.js';
+import { openDatabase } from '../../src/db/pool.js';
 import { createOldTable, OLD_INSERT, pollEvery } from '../support/old-bot.js';
 import { createEmptyDatabase, type TestDatabase } from '../support/postgres.js';
+import { claim, SETTINGS, settlement, worker } from '../support/store.js';
 import { until } from '../support/until.js';
 
 const opened: TestDatabase[] = [];
@@ -263,7 +266,8 @@ describe('the rows', () => {
     const [check] = await database.query<{ text: string }>(
       `select pg_get_constraintdef(oid) as text from pg_constraint where conname = 'queue_name_is_addressable'`,
     );
-    const reserved = [...(check?.text.matchAll(/'([a-z]+)'::character/g) ?? [])].map(([, word]) => word);
+    const forbidden = check?.text.split('<> ALL')[1] ?? '';
+    const reserved = [...forbidden.matchAll(/'([a-z]+)'::character/g)].map(([, word]) => word);
     expect(reserved).toContain('audit');
     const old = await oldDatabase();
     const names = [
@@ -458,6 +462,93 @@ describe('the table', () => {
     expect(await database.query(`select status from "Bot's ""B""".broadcast_queue_jobs`)).toEqual([
       { status: 'pending' },
     ]);
+  });
+});
+
+/** What a count over the table says beside what the daemon and the API are told. */
+async function counts(database: TestDatabase) {
+  const counted = await database.query(
+    `select queue_name, status, count(*)::integer as jobs,
+       sum(broadcast_queue_processing_ms(status, started_at, completed_at))::float8 as processing_ms
+     from broadcast_queue_jobs group by 1, 2 order by 1, 2`,
+  );
+  const told = await database.query(
+    'select queue_name, status, jobs::integer, processing_ms::float8 from broadcast_queue_totals order by 1, 2',
+  );
+  return { counted, told };
+}
+
+describe('afterwards', () => {
+  test('the counts are exact at once, and stay so through the bot’s statements and the daemon’s', async () => {
+    const database = await oldDatabase();
+    for (const status of ['completed', 'failed', 'cancelled', 'processing', 'retry', 'paused', 'sending']) {
+      await row(database, status, '-2 hours', `queue_name = 'mine'`);
+      await row(database, status, '-2 hours');
+    }
+    await row(
+      database,
+      'completed',
+      '-2 hours',
+      `started_at = created_at, completed_at = created_at + interval '7 seconds'`,
+    );
+    for (const at of ['-10 minutes', '-10 minutes', '-3 hours']) await row(database, 'pending', at);
+    await over(database);
+    const fresh = await counts(database);
+    expect(fresh.told).toEqual(fresh.counted);
+    expect(fresh.told).toContainEqual({ queue_name: 'broadcasts', status: 'completed', jobs: 2, processing_ms: 7000 });
+
+    await database.query(OLD_INSERT, ['broadcasts', 'send_broadcast', { broadcast_id: 7 }, 3]);
+    await database.query(`UPDATE broadcast_queue_jobs SET status = 'completed', updated_at = NOW() WHERE id = 2`);
+    const mine = openDatabase({
+      ...{ url: database.url, schema: 'public', pooled: false, applicationName: 'broadcastd test' },
+      ...{ connectionsMax: 2, statementTimeoutMs: 15_000 },
+    });
+    try {
+      const store = jobStore(mine, worker('worker'), SETTINGS);
+      const claims = await claim(store);
+      expect(claims).toHaveLength(3);
+      await store.settle(
+        claims.map((each) => settlement(each)),
+        claims.map(({ leaseId }) => leaseId),
+      );
+      while (await store.fold());
+      const old = { completedOlderThanDays: 0, deadOlderThanDays: 0, queue: 'mine', everyQueueAlike: false };
+      await database.query(`select broadcast_set_retention('mine', 'failed', 3)`);
+      await pruneBatch(mine, old, '0');
+    } finally {
+      await mine.close();
+    }
+    const later = await counts(database);
+    expect(later.told).toEqual(later.counted);
+    // Of the finished ones in this queue, retention keeps the failed one alone.
+    const ended = ['completed', 'failed', 'cancelled'];
+    const left = later.told.filter((total) => total.queue_name === 'mine' && ended.includes(String(total.status)));
+    expect(left).toEqual([{ queue_name: 'mine', status: 'failed', jobs: 1, processing_ms: 0 }]);
+  });
+
+  test('bots, windows, limits and sending again know the rows as any others', async () => {
+    const database = await oldDatabase();
+    await row(database, 'pending', '-10 minutes', `job_data = '{"broadcast_id": 1, "bot_id": "shop"}'`);
+    await row(database, 'pending', '-10 minutes', `queue_name = 'nightly'`);
+    await row(database, 'completed');
+    await over(database);
+    const [shop, nightly, done] = await jobs(database);
+    expect(shop).toMatchObject({ bot_id: 'shop', names_bot: true });
+    const why = async (job: { job_id: string } | undefined) => {
+      const [answer] = await database.query<{ why: string }>('select broadcast_why_waiting($1) as why', [job?.job_id]);
+      return answer?.why;
+    };
+    await database.query(`select broadcast_close_gate('bot:shop', 60000, 'slow down')`);
+    expect(await why(shop as { job_id: string })).toMatch(/^the gate bot:shop is closed until .*: slow down$/);
+    await database.query(`select broadcast_open_gate('bot:shop'), broadcast_set_limit('queue:nightly', 5)`);
+    await database.query(
+      `select broadcast_set_window('nightly', jsonb_build_object('time_zone', 'UTC',
+         'from', to_char(now() at time zone 'UTC' + interval '2 hours', 'HH24:MI'),
+         'to', to_char(now() at time zone 'UTC' + interval '3 hours', 'HH24:MI')))`,
+    );
+    expect(await why(nightly as { job_id: string })).toMatch(/^waiting for its send window, until /);
+    await database.query(`select broadcast_resend($1, 'failed')`, [done?.job_id]);
+    expect((await jobs(database))[2]).toMatchObject({ status: 'pending', step_seq: 1, step_scope: 'failed', epoch: 1 });
   });
 });
 

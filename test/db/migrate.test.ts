@@ -55,7 +55,11 @@ describe('migrating', () => {
     const database = await emptyDatabase();
     await database.query('create function broadcast_pause(uuid, text default null) returns text return null');
     const before = await ours(database);
-    expect(await sqlState(migrate(database.url, 'public'))).toBe('42723');
+    const refused = migrate(database.url, 'public');
+    expect(await sqlState(refused)).toBe('42723');
+    await expect(refused).rejects.toThrow(
+      /^the migration 001_jobs does not fit what the schema holds: .*"broadcast_pause" already exists.* It was undone\./,
+    );
     expect(await ours(database)).toEqual(before);
     await database.query('drop function broadcast_pause');
     expect(await migrate(database.url, 'public')).toEqual(await allNames());

@@ -15,6 +15,7 @@ import { SETTINGS, settlement, sqlState, worker } from '../support/store.js';
 const PENDING = '00000000-0000-4000-8000-000000000001';
 const PAUSED = '00000000-0000-4000-8000-000000000002';
 const FAILED = '00000000-0000-4000-8000-000000000003';
+const WINDOW = '{"from": "09:00", "to": "21:00", "time_zone": "UTC"}';
 
 let database: TestDatabase;
 let roles: TestRoles;
@@ -91,6 +92,45 @@ describe('only these may', () => {
     ['resume', `select broadcast_resume('${PAUSED}')`, operators],
     ['cancel', `select broadcast_cancel('${PENDING}')`, operators],
     ['retry', `select broadcast_retry('${FAILED}')`, operators],
+    ['send again', `select broadcast_resend('${FAILED}', 'failed')`, operators],
+    ['resume for some people only', `select broadcast_resume('${PAUSED}', 'pending')`, operators],
+    ['ask why a due job waits', `select broadcast_why_waiting('${PENDING}')`, readers],
+    ['ask why a paused job waits', `select broadcast_why_waiting('${PAUSED}')`, readers],
+    ['try a send window', `select * from broadcast_window_opens('${WINDOW}', now())`, everyRole],
+    [
+      'insert a job with a send window',
+      `insert into broadcast_queue_jobs (job_type, job_data, send_window) values ('x', '{}', '${WINDOW}')`,
+      producers,
+    ],
+    ['read the totals', 'select * from broadcast_queue_totals', readers],
+    [
+      'retry many at one stroke',
+      `select * from broadcast_queue_act('retry', '{${FAILED}}', 'a', 'operator', 'r')`,
+      operators,
+    ],
+    [
+      'delete many at one stroke',
+      `select * from broadcast_queue_act('delete', '{${FAILED}}', 'a', 'b', 'r')`,
+      ['worker'],
+    ],
+    [
+      'enqueue under a key',
+      `select * from broadcast_queue_request('a', 'operator', 'r', 'k', '{"job_type": "x", "job_data": {}}')`,
+      operators,
+    ],
+    ['set a limit', `select broadcast_set_limit('queue:mine', 5)`, ['worker']],
+    ['drop a limit', `select broadcast_drop_limit('queue:mine')`, ['worker']],
+    ['set a window', `select broadcast_set_window('mine', '${WINDOW}')`, ['worker']],
+    ['close a gate', `select broadcast_close_gate('service', 1000)`, ['worker']],
+    ['open a gate', `select broadcast_open_gate('service')`, ['worker']],
+    ['set a retention', `select broadcast_set_retention('mine', 'failed', 3)`, ['worker']],
+    ['fold the counts', 'select broadcast_queue_fold(10)', ['worker']],
+    [
+      'falsify the counts',
+      `insert into broadcast_queue_differences (queue_name, status, jobs, processing_ms) values ('mine', 'x', 1, 0)`,
+      ['worker'],
+    ],
+    ['tidy the audit log', 'delete from broadcast_queue_audit', ['worker']],
     ['pause a queue', `select broadcast_pause_queue('mine')`, operators],
     ['resume a queue', `select broadcast_resume_queue('mine')`, operators],
     ['set a job back by hand', `update broadcast_queue_jobs set status = 'pending' where id = 1`, operators],
@@ -102,7 +142,10 @@ describe('only these may', () => {
     expect(await whoMay(sql)).toEqual({ allowed, refusals: [INSUFFICIENT_PRIVILEGE] });
   });
 
-  test.each(['leases', 'attempts', 'workers', 'schedules', 'pauses', 'migrations'])('read the %s', async (name) => {
+  test.each([
+    ...['leases', 'attempts', 'workers', 'schedules', 'pauses', 'migrations', 'limits', 'gates', 'services', 'windows'],
+    ...['counts', 'differences', 'audit', 'requests', 'retention', 'abandoned'],
+  ])('read the %s', async (name) => {
     expect(await whoMay(`select * from broadcast_queue_${name}`)).toEqual({
       allowed: readers,
       refusals: [INSUFFICIENT_PRIVILEGE],
@@ -216,6 +259,21 @@ async function askAll(mine: ReturnType<typeof openDatabase>): Promise<void> {
     await app.close();
   }
 }
+
+test.each(['enqueuer', 'operator'] as const)('what the %s changes is counted', async (role) => {
+  const count = async () => {
+    const [row] = await database.query<{ told: number; counted: number }>(
+      `select (select sum(jobs)::integer from broadcast_queue_totals) as told,
+              (select count(*)::integer from broadcast_queue_jobs) as counted`,
+    );
+    return row;
+  };
+  const before = await count();
+  await clients.get(role)?.query(`select broadcast_enqueue('x', '{}', queue => 'mine')`);
+  const after = await count();
+  expect(after?.told).toBe(after?.counted);
+  expect(after?.counted).toBe((before?.counted ?? 0) + 1);
+});
 
 test('no table of ours is forgotten: the worker may write each, the viewer read each', async () => {
   const forbidden = (role: Role, privilege: string) =>

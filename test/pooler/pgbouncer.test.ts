@@ -109,6 +109,109 @@ describe.each([
   }, 60_000);
 });
 
+describe('in transaction mode work as well', () => {
+  const TOKEN = 'a-token-of-more-than-24-characters';
+  const daemonEnv = () => ({ ADMIN_TOKENS: `alice:admin:${TOKEN}`, BROADCAST_SERVICE_LEVEL: '2' });
+
+  const asking = (daemon: Program) => async (method: string, path: string, body?: object, key?: string) => {
+    const answer = await fetch(`${daemon.url}/api/admin/queue${path}`, {
+      method,
+      headers: {
+        authorization: `Bearer ${TOKEN}`,
+        ...(body ? { 'content-type': 'application/json' } : {}),
+        ...(key ? { 'idempotency-key': key } : {}),
+      },
+      ...(body ? { body: JSON.stringify(body) } : {}),
+    });
+    const answered: Record<string, unknown> = JSON.parse(await answer.text());
+    return { status: answer.status, body: answered };
+  };
+
+  test('heartbeats: a call of three leases’ length stays with the daemon that made it', async () => {
+    const daemons = await Promise.all([1, 2].map(() => start({ LEASE_MS: '1500', BROADCAST_SERVICE_LEVEL: '1' })));
+    const answer = gate();
+    service.next(held(answer.opened, replyJson(200, { sent: 1 })));
+    await insert(1, 1);
+    await service.received(1);
+    const began = performance.now();
+    await until('three leases have passed', async () => performance.now() - began > 4500, 6000);
+    answer.open();
+    await allEnded();
+    expect(await summary()).toEqual([{ status: 'completed', attempts: 1, n: 1 }]);
+    expect(service.requests).toHaveLength(1);
+    expect(daemons.flatMap(troubles)).toEqual([]);
+  }, 30_000);
+
+  test('limits: two daemons keep to them together, and slices follow one another', async () => {
+    const daemons = await Promise.all([start(daemonEnv()), start(daemonEnv())]);
+    const ask = asking(daemons[0] as Program);
+    expect(await ask('PUT', '/limits/queue:broadcasts', { per_second: 50 })).toMatchObject({ status: 200 });
+    const TOTAL = 200;
+    let sent = 0;
+    service.otherwise(({ body }) => {
+      const { step } = JSON.parse(body);
+      const here = Math.min(step.max_items, TOTAL - sent);
+      sent += here;
+      const progress = { total: TOTAL, processed: sent, sent, skipped: 0, failed: 0, unknown: 0, reasons: {} };
+      return sent < TOTAL
+        ? replyJson(202, { status: 'continue', cursor: String(sent), progress })
+        : replyJson(200, { status: 'completed', progress });
+    });
+    const began = performance.now();
+    await insert(1, 1);
+    await allEnded(20_000);
+    // Four grants of a second: the last one may begin when three are over.
+    expect(performance.now() - began).toBeGreaterThan(2900);
+    expect(service.requests.every(({ body }) => JSON.parse(body).step.max_items <= 50)).toBe(true);
+    expect(await summary()).toMatchObject([{ status: 'completed', n: 1 }]);
+    expect(await ask('DELETE', '/limits/queue:broadcasts')).toMatchObject({ status: 200 });
+    expect(daemons.flatMap(troubles)).toEqual([]);
+  }, 30_000);
+
+  test('the API: what it enqueues, shows, pauses and sends back is what it says', async () => {
+    const daemon = await start({ ...daemonEnv(), RETRY_BASE_DELAY_MS: '10' });
+    const ask = asking(daemon);
+    const request = { job_type: 'send_broadcast', job_data: { broadcast_id: 1 }, max_attempts: 1 };
+    expect(await ask('POST', '/broadcasts/pause')).toMatchObject({ status: 200, body: { success: true } });
+    const made = await ask('POST', '/jobs', request, 'a-key');
+    expect([made.status, (await ask('POST', '/jobs', request, 'a-key')).status]).toEqual([201, 200]);
+    expect((await ask('POST', '/jobs', { ...request, priority: 1 }, 'a-key')).status).toBe(409);
+    const path = `/job/${made.body.job_id}`;
+    expect((await ask('GET', path)).body.waiting_because).toMatch(/^the queue broadcasts is paused by alice/);
+    service.next(replyJson(422, { detail: 'no such broadcast' }));
+    await ask('POST', '/broadcasts/resume');
+    await until('it failed', async () => (await ask('GET', path)).body.status === 'failed');
+    expect((await ask('GET', '/broadcasts/failed')).body).toMatchObject({ count: 1 });
+    expect(await ask('POST', `${path}/retry`)).toMatchObject({ status: 200, body: { success: true } });
+    await until('it is completed', async () => (await ask('GET', path)).body.status === 'completed');
+    expect((await ask('GET', '/statistics')).body).toMatchObject({ total_jobs: 1, completed_jobs: 1, failed_jobs: 0 });
+    const told = (await ask('GET', '/audit')).body.entries;
+    for (const action of ['queue.pause', 'job.enqueue', 'queue.resume', 'job.retry']) {
+      expect(told).toContainEqual(expect.objectContaining({ action }));
+    }
+    const figures = await (await fetch(`${daemon.url}/metrics`)).text();
+    expect(figures).toMatch(/^broadcastd_jobs\{[^}]*status="completed"[^}]*\} 1$/m);
+    expect(troubles(daemon)).toEqual([]);
+  }, 30_000);
+
+  test('doctor, which finds nothing but that notifications do not arrive without a direct connection', async () => {
+    const env = {
+      DATABASE_URL: pooler.through(database.url),
+      BROADCAST_SERVICE_URL: service.url,
+      BROADCAST_SERVICE_LEVEL: '1',
+    };
+    await start(env);
+    const examine = async (more: Record<string, string>) => {
+      const { stdout, stderr } = await runProgram(['doctor', '--json'], { ...env, ...more });
+      expect(stderr).toBe('');
+      const { checks }: { checks: { check: string; outcome: string }[] } = JSON.parse(stdout);
+      return checks.filter(({ outcome }) => outcome === 'failed').map(({ check }) => check);
+    };
+    expect(await examine({})).toEqual(['notifications']);
+    expect(await examine({ LISTEN_DATABASE_URL: database.url })).toEqual([]);
+  }, 30_000);
+});
+
 test('with LISTEN_DATABASE_URL a job starts at its notification, long before the next poll', async () => {
   const daemon = await start({ LISTEN_DATABASE_URL: database.url, POLL_INTERVAL_MS: '600000' });
   await daemon.line(({ msg }) => msg.startsWith('listening'));
@@ -117,7 +220,8 @@ test('with LISTEN_DATABASE_URL a job starts at its notification, long before the
 });
 
 test('without it the daemon says, once, what is missing and how it goes on', async () => {
-  const daemon = await start();
+  // The service remembers keys, so that this is the only thing to be warned of.
+  const daemon = await start({ BROADCAST_SERVICE_LEVEL: '1' });
   await daemon.line(({ msg }) => msg.startsWith('the database connection goes through a pooler'));
   const warning = await daemon.line(({ level }) => level === 'warn');
   expect(warning.msg).toBe(

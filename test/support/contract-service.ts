@@ -3,12 +3,10 @@ import { execFile } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { PROGRAM } from './program.js';
 import { freePort } from './server.js';
 import { until } from './until.js';
-
-const PROGRAM = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
 
 export interface RestartableService {
   readonly url: string;

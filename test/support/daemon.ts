@@ -2,9 +2,8 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
+import { PROGRAM } from './program.js';
 
-const PROGRAM = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
 const START_WITHIN_MS = 15_000;
 
 interface LogLine {

@@ -1,9 +1,14 @@
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { packProgram } from './pack.js';
 import { createTemplate, SERVER_VARIABLE } from './postgres.js';
+import { PROGRAM_VARIABLE } from './program.js';
 import { type PrivateServer, startServer } from './server.js';
 
 declare global {
   // Jest runs setup and teardown in one process; this is how they hand things over.
   var broadcastdTestServer: { close(): Promise<void> } | undefined;
+  var broadcastdTestProgram: string | undefined;
 }
 
 export async function setup(): Promise<void> {
@@ -11,6 +16,10 @@ export async function setup(): Promise<void> {
   globalThis.broadcastdTestServer = { close };
   process.env[SERVER_VARIABLE] = url;
   await createTemplate(url);
+  // `npm run test:all` starts dist/ as it is.
+  if (process.env.LONG_TESTS === '1') return;
+  globalThis.broadcastdTestProgram = await packProgram();
+  process.env[PROGRAM_VARIABLE] = join(globalThis.broadcastdTestProgram, 'dist/main.js');
 }
 
 async function provide(): Promise<Pick<PrivateServer, 'url' | 'close'>> {
@@ -34,4 +43,6 @@ async function provide(): Promise<Pick<PrivateServer, 'url' | 'close'>> {
 
 export async function teardown(): Promise<void> {
   await globalThis.broadcastdTestServer?.close();
+  const { broadcastdTestProgram: program } = globalThis;
+  if (program !== undefined) await rm(program, { recursive: true });
 }

@@ -2,8 +2,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
-import type { SandboxCommandOptions } from '../../src/cli/sandbox.js';
+import { PROGRAM } from './program.js';
 
 export interface SpawnedSandbox {
   readonly url: string;
@@ -11,14 +10,23 @@ export interface SpawnedSandbox {
   kill(): Promise<void>;
 }
 
+interface SpawnOptions {
+  /** Default any free one. */
+  readonly port?: number;
+  readonly level?: 0 | 1 | 2 | 3;
+  readonly recipients?: number;
+  readonly perSecond?: number;
+}
+
 export async function spawnSandbox(
   databaseUrl: string,
-  options: Omit<SandboxCommandOptions, 'signal' | 'print'>,
+  { port = 0, level, recipients, perSecond }: SpawnOptions,
 ): Promise<SpawnedSandbox> {
-  const script = fileURLToPath(new URL('./sandbox-process.ts', import.meta.url));
-  const args = ['--import', 'tsx', script, JSON.stringify({ port: 0, ...options })];
-  const child = spawn(process.execPath, args, {
-    env: { ...process.env, DATABASE_URL: databaseUrl, NODE_OPTIONS: '' },
+  const options = Object.entries({ port, level, recipients, 'per-second': perSecond })
+    .filter(([, value]) => value !== undefined)
+    .flatMap(([name, value]) => [`--${name}`, String(value)]);
+  const child = spawn(process.execPath, [PROGRAM, 'sandbox', ...options], {
+    env: { PATH: process.env.PATH ?? '', DATABASE_URL: databaseUrl },
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   const exited = once(child, 'exit');

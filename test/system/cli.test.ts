@@ -4,14 +4,13 @@ import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, beforeEach, expect, test } from '@jest/globals';
 import { runProgram } from '../support/daemon.js';
 import { createEmptyDatabase } from '../support/postgres.js';
+import { PROGRAM } from '../support/program.js';
 import { claimOne, openQueue, type TestQueue } from '../support/store.js';
 import { until } from '../support/until.js';
 
-const PROGRAM = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
 const NOBODY = '018f6b2e-7d1c-4c11-9d6b-2f4f5a6b7c8d';
 
 let queue: TestQueue;

@@ -1,13 +1,13 @@
 /** `broadcastd contract-test`, the program, against services that keep their promises: the sandbox, and a plain one. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
 import type { ContractDocument } from '../../src/contract/report.js';
 import { startSandbox } from '../../src/sandbox/server.js';
 import { runProgram } from '../support/daemon.js';
 import { hang, reply, replyJson, type ScriptedServer, startHttpServer } from '../support/http-server.js';
 import { createDatabase, type TestDatabase } from '../support/postgres.js';
+import { PROGRAM } from '../support/program.js';
 import { freePort } from '../support/server.js';
 
 const SECRET = `whsec_${Buffer.from('CANARY secret of the contract tests').toString('base64')}`;
@@ -239,8 +239,6 @@ test('the help says that it sends for real, and names the checks', async () => {
   expect(stdout).toMatch(/send for real/);
   expect(stdout).toMatch(/Checks: reachable, answer, .*delete\./);
 });
-
-const PROGRAM = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
 
 async function contractTest(args: string[], env: Record<string, string>) {
   const { code, stdout } = await runProgram(['contract-test', ...args, '--json'], env);

@@ -102,6 +102,15 @@ test('a table in use is brought over without losing a row or sending an old one 
   await until('all are done', async () => called.length >= ready.length, 30_000);
   daemon.signal('SIGTERM');
   expect(await daemon.ended).toBe(0);
+  const totals = await database.query(
+    `select status, jobs::integer from broadcast_queue_totals where queue_name = 'broadcasts' order by 1`,
+  );
+  expect(totals).toEqual(
+    await database.query(
+      `select status, count(*)::integer as jobs from broadcast_queue_jobs where queue_name = 'broadcasts'
+       group by 1 order by 1`,
+    ),
+  );
   const ascending = (a: number, b: number) => a - b;
   expect(called.sort(ascending)).toEqual(ready.map(({ id }) => id).sort(ascending));
   if (process.env.LONG_TESTS === '1') {

@@ -134,3 +134,24 @@ test('a second signal ends the daemon at once', async () => {
   expect(await daemon.ended).toBe(1);
   expect((await rows())[0]).toMatchObject({ status: 'processing', attempts: 1 });
 });
+
+test('SIGTERM amid a backlog: what was claimed ahead is as it was, nothing was called twice, and it ends at once', async () => {
+  const daemon = await stage.start({ CONCURRENCY: '*=50' });
+  stage.service.otherwise(reply(200));
+  await insert(5000);
+  await stage.service.received(1500);
+  daemon.signal('SIGTERM');
+  const toldAt = performance.now();
+  expect(await daemon.ended).toBe(0);
+  expect(performance.now() - toldAt).toBeLessThan(1000 + 2000);
+
+  const completed = (await rows()).filter(({ status }) => status === 'completed').length;
+  expect(completed).toBeGreaterThanOrEqual(1500);
+  expect(stage.service.requests).toHaveLength(completed);
+  const [left] = await stage.database.query(
+    `select count(*)::integer as jobs, bool_and(attempts = 0 and started_at is null and flags = '{}') as untouched
+     from broadcast_queue_jobs where status = 'pending'`,
+  );
+  expect(left).toEqual({ jobs: 5000 - completed, untouched: completed < 5000 ? true : null });
+  expect(await stage.database.query('select * from broadcast_queue_leases')).toEqual([]);
+});

@@ -8,6 +8,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from '@jest/
 import { knownMigrations } from '../../src/db/migrate.js';
 import { killPrograms, runProgram, startProgram } from '../support/daemon.js';
 import { replyJson, type ScriptedServer, startHttpServer } from '../support/http-server.js';
+import { insertEvery } from '../support/old-bot.js';
 import { createDatabase, createEmptyDatabase, type TestDatabase } from '../support/postgres.js';
 import { until } from '../support/until.js';
 
@@ -82,32 +83,57 @@ test('a daemon that the schema no longer serves says so and ends, and loses noth
   );
 });
 
-test('a queue with jobs in it is brought from the first version of the schema to the newest', async () => {
-  const first = await createEmptyDatabase();
-  try {
-    const [one] = await knownMigrations();
-    await first.query(
-      'create table broadcast_queue_migrations (version integer primary key, name text not null, serves integer not null, applied_at timestamptz not null default now())',
-    );
-    await first.query(one?.sql ?? '');
-    await first.query(`insert into broadcast_queue_migrations (version, name, serves) values (1, '001_jobs', 1)`);
-    await first.query(
-      `insert into broadcast_queue_jobs (job_type, job_data)
-       select 'send_broadcast', jsonb_build_object('broadcast_id', n) from generate_series(1, 500) n`,
-    );
-    const daemon = await startProgram({ ...env(), DATABASE_URL: first.url, CONCURRENCY: '*=20' });
-    const migrations = daemon.lines.filter(({ msg }) => msg === 'migration applied');
-    expect(migrations).toHaveLength(mine - 1);
-    await until('all completed', async () => {
-      const left = await first.query(`select 1 from broadcast_queue_jobs where status <> 'completed' limit 1`);
-      return left.length === 0;
-    });
-    expect(service.requests).toHaveLength(500);
-  } finally {
-    await killPrograms();
-    await first.drop();
-  }
-});
+const EVERY_STATE = `
+  insert into broadcast_queue_jobs (job_type, job_data, status, next_retry_at, started_at, completed_at)
+  select 'send_broadcast', jsonb_build_object('broadcast_id', n),
+    (array['pending', 'retry', 'processing', 'paused', 'completed', 'failed', 'cancelled'])[n % 7 + 1],
+    case when n % 7 in (1, 2) then now() end, case when n % 7 > 0 then now() - interval '9 seconds' end,
+    case when n % 7 > 3 then now() end
+  from generate_series(1, 350) n`;
+
+test.each([1, 3])(
+  'jobs in every state are brought from version %i to the newest, while the bot inserts',
+  async (from) => {
+    const older = await createEmptyDatabase();
+    try {
+      await older.query(
+        'create table broadcast_queue_migrations (version integer primary key, name text not null, serves integer not null, applied_at timestamptz not null default now())',
+      );
+      for (const { version, name, sql, serves } of (await knownMigrations()).slice(0, from)) {
+        await older.query(sql);
+        await older.query('insert into broadcast_queue_migrations values ($1, $2, $3)', [version, name, serves]);
+      }
+      await older.query(EVERY_STATE);
+      const bot = await insertEvery(older.url, 20, (n) => 1000 + n);
+      const daemon = await startProgram({ ...env(), DATABASE_URL: older.url, CONCURRENCY: '*=20' });
+      const before = bot.done;
+      await until('the bot went on', async () => bot.done > before + 5);
+      await bot.stop();
+      expect(bot.errors).toEqual([]);
+      expect(daemon.lines.filter(({ msg }) => msg === 'migration applied')).toHaveLength(mine - from);
+      const live = `status in ('pending', 'processing', 'retry')`;
+      await until('all ended that could', async () => {
+        return (await older.query(`select 1 from broadcast_queue_jobs where ${live} limit 1`)).length === 0;
+      });
+      // Of seven states three are live, and nobody else was called.
+      expect(service.requests).toHaveLength(150 + bot.done);
+      const counted = await older.query(
+        `select status, count(*)::integer as jobs from broadcast_queue_jobs group by 1 order by 1`,
+      );
+      expect(counted).toEqual([
+        { status: 'cancelled', jobs: 50 },
+        { status: 'completed', jobs: 200 + bot.done },
+        { status: 'failed', jobs: 50 },
+        { status: 'paused', jobs: 50 },
+      ]);
+      const told = `select status, sum(jobs)::integer as jobs from broadcast_queue_totals group by 1 order by 1`;
+      expect(await older.query(told)).toEqual(counted);
+    } finally {
+      await killPrograms();
+      await older.drop();
+    }
+  },
+);
 
 test('a daemon that may not migrate says what is missing', async () => {
   const first = await createEmptyDatabase();
