@@ -1,4 +1,4 @@
--- serves: 1
+-- serves: 4
 -- How fast, and whether at all: limits, gates, the breaker and send windows. One state in the database for all daemons.
 --
 -- A limit is so many messages a second, jobs at once, or both, for a queue or for a bot. Before a call that a limit

@@ -25,8 +25,9 @@ const AHEAD_MAX = 500;
 /** Calls whose results are still on their way to the database; beyond them, or as many as there are slots, none begins. */
 const UNSETTLED_MAX = 100;
 
-/** A rate is taken over this long at least. */
+/** A rate is taken over so long at least, and until every slot has had its turn: calls that begin together end together. */
 const RATE_WINDOW_MS = 10;
+const RATE_WINDOW_MAX_MS = 1000;
 
 interface Lane {
   /** Claimed, in their order, and not begun. */
@@ -60,7 +61,7 @@ export class Slots {
       const lane = this.#lanes.get(queue);
       const left = slots - (lane ? lane.calls + lane.waiting.length : 0);
       free.set(queue, Math.max(left, 0));
-      const beyond = lane ? Math.max(this.#aheadOf(lane) + Math.min(left, 0), 0) : 0;
+      const beyond = lane ? Math.max(this.#aheadOf(lane, slots) + Math.min(left, 0), 0) : 0;
       if (beyond > 0) ahead.set(queue, beyond);
       hasRoom ||= left > 0 || beyond > 0;
     }
@@ -130,7 +131,7 @@ export class Slots {
     lane.calls--;
     lane.unsettled++;
     lane.ended++;
-    return lane.isHungry && lane.waiting.length <= this.#aheadOf(lane) / 2;
+    return lane.isHungry && lane.waiting.length <= this.#aheadOf(lane, this.#slotsOf(queue)) / 2;
   }
 
   settled(queue: string): void {
@@ -167,9 +168,10 @@ export class Slots {
     return this.settings.named.get(queue) ?? this.settings.others;
   }
 
-  #aheadOf(lane: Lane): number {
+  #aheadOf(lane: Lane, slots: number): number {
     const elapsedMs = this.now() - lane.since;
-    if (elapsedMs >= RATE_WINDOW_MS) {
+    const hasTurnedOver = elapsedMs >= RATE_WINDOW_MS && lane.ended >= slots;
+    if (hasTurnedOver || elapsedMs >= RATE_WINDOW_MAX_MS) {
       lane.perMs = lane.ended / elapsedMs;
       lane.ended = 0;
       lane.since += elapsedMs;
