@@ -65,11 +65,10 @@ export function statusColour(status: string): Colour | null {
   return colours[status] ?? null;
 }
 
-/** An instant, to the second. PostgreSQL knows later ones than a Date, and its infinity comes as a number. */
-export function moment(at: Date | number | null): string | null {
+/** An instant, to the second. PostgreSQL knows further ones than a Date, which come as the first or the last of these. */
+export function moment(at: Date | null): string | null {
   if (at === null) return null;
-  if (typeof at === 'number') return at > 0 ? 'never' : 'ever since';
-  if (Number.isNaN(at.getTime())) return 'in more than 200,000 years';
+  if (Math.abs(at.getTime()) >= 8.64e15) return at.getTime() > 0 ? 'in more than 200,000 years' : 'ever since';
   return at
     .toISOString()
     .replace('T', ' ')

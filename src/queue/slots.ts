@@ -65,7 +65,10 @@ export class Slots {
       if (beyond > 0) ahead.set(queue, beyond);
       hasRoom ||= left > 0 || beyond > 0;
     }
-    return hasRoom ? { free, ahead } : null;
+    if (hasRoom) return { free, ahead };
+    // Somebody wanted to look and could not: whichever slot is free first is worth a look.
+    for (const lane of this.#lanes.values()) lane.isHungry = true;
+    return null;
   }
 
   /**
@@ -85,7 +88,8 @@ export class Slots {
       const gotAll = (taken.get(queue) ?? 0) >= most;
       const lane = gotAll || isCapped ? this.#lane(queue) : this.#lanes.get(queue);
       if (!lane) continue;
-      lane.isHungry = gotAll || isCapped;
+      // One that went on behind another does not know what stands elsewhere in the line.
+      lane.isHungry = gotAll || isCapped || only !== undefined;
       if (gotAll && most > 0) lane.reach = Math.min(Math.max(lane.reach * 2, slots), AHEAD_MAX);
       this.#tidy(queue, lane);
     }

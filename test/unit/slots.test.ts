@@ -102,6 +102,29 @@ describe('while there is a backlog', () => {
     expect(slots.appetite()?.ahead.get('broadcasts')).toBeGreaterThan(0);
   });
 
+  test('a claim that went on behind another and brought less does not end it: more may stand elsewhere in the line', () => {
+    const { slots, runWell } = openSlots({ broadcasts: 1 });
+    runWell(50, 10);
+    const asked = slots.appetite();
+    if (asked) slots.add(claims(1), asked, false, new Set(['broadcasts']));
+    while (slots.begin(always).length > 0) {
+      const more = slots.end('broadcasts');
+      slots.settled('broadcasts');
+      if (more) return;
+    }
+    throw new Error('no slot that was freed called for another claim');
+  });
+
+  test('a look that found no room is made up for as soon as a slot is free', () => {
+    const { slots, claim } = openSlots({ broadcasts: 2 });
+    claim(1);
+    slots.begin(always);
+    claim(1);
+    slots.begin(always);
+    expect(slots.appetite()).toBeNull();
+    expect(slots.end('broadcasts')).toBe(true);
+  });
+
   test('what was withdrawn is handed back, once, and it begins small again', () => {
     const { slots, claim, runWell } = openSlots({ broadcasts: 2 });
     runWell(50, 10);
