@@ -65,10 +65,11 @@ export function statusColour(status: string): Colour | null {
   return colours[status] ?? null;
 }
 
-/** An instant, to the second. PostgreSQL knows further ones than a Date, which come as the first or the last of these. */
+/** An instant, to the second. Infinity comes as the last that a Date can hold, what is merely too far right before it. */
 export function moment(at: Date | null): string | null {
   if (at === null) return null;
-  if (Math.abs(at.getTime()) >= 8.64e15) return at.getTime() > 0 ? 'in more than 200,000 years' : 'ever since';
+  if (Math.abs(at.getTime()) === 8.64e15) return at.getTime() > 0 ? 'never' : 'ever since';
+  if (at.getTime() === 8.64e15 - 1) return 'in more than 200,000 years';
   return at
     .toISOString()
     .replace('T', ' ')

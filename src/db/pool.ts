@@ -165,11 +165,12 @@ function withReadableFiles(url: string): string {
   return url;
 }
 
-/** PostgreSQL's times reach further than a Date, to infinity even: those are the first or the last that one can hold. */
+/** PostgreSQL's times reach further than a Date: infinity is the last that one can hold (or the first), and what is merely
+ * further comes right before it. */
 function instantOf(text: string): Date {
   const ms = Number(pg.types.getTypeParser(pg.types.builtins.TIMESTAMPTZ)(text));
   const furthest = 8.64e15;
-  return new Date(Number.isNaN(ms) ? furthest : Math.min(Math.max(ms, -furthest), furthest));
+  return new Date(Number.isNaN(ms) ? furthest - 1 : Math.min(Math.max(ms, -furthest), furthest));
 }
 
 // pg declares a type of result for each of its own parsers, and none for one that picks among them.
