@@ -24,6 +24,7 @@ export default {
   globalTeardown: '<rootDir>/test/support/global-teardown.js',
   collectCoverageFrom: ['src/**/*.ts'],
   coverageProvider: 'v8',
+  testSequencer: '<rootDir>/test/support/sequencer.js',
   setupFilesAfterEnv: ['<rootDir>/test/support/turns.ts'],
   testTimeout: 20_000,
   // More than cores, since most tests wait most of the time.

@@ -228,7 +228,8 @@ export class QueueWorker {
     if (answer === null) return;
     if (answer === 'lost' || answer === 'cancelled') {
       this.events.emit(answer === 'lost' ? 'lost' : 'recalled', claim, settlement);
-      if (settlement.operation !== null) void this.#abandon(claim, settlement.operation);
+      const { operation } = settlement;
+      if (operation !== null && operation !== claim.job.step.operation) void this.#abandon(claim, operation);
       return;
     }
     const name = WORD_FOR[settlement.status];
@@ -241,7 +242,7 @@ export class QueueWorker {
     if (settlement.dueInMs !== null && settlement.dueInMs < this.settings.pollIntervalMs) this.wake();
   }
 
-  /** It may have been lost by a cancel, which could not know of what the service had just begun. */
+  /** It may have been lost by a cancel, which had older operations ended, but could not know of one just begun. */
   async #abandon(claim: Claim, operation: string): Promise<void> {
     try {
       await this.store.abandon(claim.job.id, operation);

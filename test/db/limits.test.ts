@@ -21,8 +21,8 @@ const limit = (key: string, perSecond: number | null, maxConcurrent: number | nu
 
 type Granted = Extract<GrantAnswer, { kind: 'granted' }>;
 
-async function granted(name: string, bot: string | null, most = 1000): Promise<Granted> {
-  const answer = await flow.grant(name, bot, most);
+async function granted(name: string, bot: string | null, most = 1000, by = flow): Promise<Granted> {
+  const answer = await by.grant(name, bot, most);
   if (answer.kind !== 'granted') throw new Error(`not granted: ${JSON.stringify(answer)}`);
   return answer;
 }
@@ -274,35 +274,36 @@ describe('many who ask at once', () => {
   });
 
   test('are no slower with 10,000 limits than with one', async () => {
-    await limit('queue:broadcasts', 1e6);
-    await limit('bot:shop', 1e6);
-    await queue.query(`insert into broadcast_queue_jobs (job_type, job_data)
-      select 'send_broadcast', jsonb_build_object('bot_id', case when n % 2 = 0 then 'shop' else 'free' end)
-      from generate_series(1, 1000) n`);
-    const store = queue.store();
-    const round = async () => {
-      const { receipt, items } = await granted('broadcasts', 'shop', 1);
-      await flow.used(receipt, items, 0);
-      const [first, ...more] = await claim(store, 4);
-      if (!first) throw new Error('there was nothing to claim');
-      await store.release([first.leaseId]);
-      expect(more).toHaveLength(3);
-    };
-    const median = async () => {
-      const times: number[] = [];
-      for (let n = 0; n < 60; n++) {
-        const begun = performance.now();
-        await round();
-        times.push(performance.now() - begun);
-      }
-      return times.sort((one, other) => one - other)[30] ?? Number.NaN;
-    };
-    await median();
-    const alone = await median();
-    await queue.query(`insert into broadcast_queue_limits (key, per_second, max_concurrent)
+    const crowd = await openQueue();
+    const ways = [queue, crowd].map((one) => ({
+      flow: flowStore(one.database, worker('worker')),
+      store: one.store(),
+      times: [] as number[],
+    }));
+    for (const one of [queue, crowd]) {
+      await one.query(`select broadcast_set_limit(key, 1e6) from unnest(array['queue:broadcasts', 'bot:shop']) key`);
+      await one.query(`insert into broadcast_queue_jobs (job_type, job_data)
+        select 'send_broadcast', jsonb_build_object('bot_id', case when n % 2 = 0 then 'shop' else 'free' end)
+        from generate_series(1, 1000) n`);
+    }
+    await crowd.query(`insert into broadcast_queue_limits (key, per_second, max_concurrent)
       select case when n % 2 = 0 then 'bot:' else 'queue:q' end || n, 10, 10 from generate_series(1, 10000) n`);
-    const among = await median();
-    expect(among / alone).toBeLessThan(2);
+    // By turns, so that whatever else the machine does slows down both.
+    for (let n = 0; n < 120; n++) {
+      for (const { flow, store, times } of ways) {
+        const begun = performance.now();
+        const { receipt, items } = await granted('broadcasts', 'shop', 1, flow);
+        await flow.used(receipt, items, 0);
+        const [first, ...more] = await claim(store, 4);
+        if (!first) throw new Error('there was nothing to claim');
+        await store.release([first.leaseId]);
+        if (n >= 20) times.push(performance.now() - begun);
+        expect(more).toHaveLength(3);
+      }
+    }
+    const [alone = 0, among] = ways.map(({ times }) => times.sort((one, other) => one - other)[50]);
+    expect((among ?? Number.NaN) / alone).toBeLessThan(2);
+    await crowd.close();
   });
 });
 

@@ -78,9 +78,10 @@ test('a cancel ends the operation with DELETE', async () => {
   expect(asked('DELETE').map(({ url }) => url)).toEqual([AT]);
   await daemon.line(({ msg }) => msg.startsWith('operation of a cancelled job ended'));
   expect(await row()).toMatchObject({ status: 'cancelled', operation_url: null });
-  // An answer that was on its way when the cancel came has it ended once more.
+  // Also where an answer was on its way when the cancel came.
   const left = () => stage.database.query('select from broadcast_queue_abandoned');
   await until('nothing is left to end', async () => (await left()).length === 0);
+  expect(asked('DELETE')).toHaveLength(1);
 });
 
 test('an operation that began while its job was being cancelled is ended as well', async () => {

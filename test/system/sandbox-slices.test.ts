@@ -63,16 +63,6 @@ describe('slices', () => {
     expect(Number(body.progress?.processed)).toBeGreaterThan(0);
   });
 
-  test('end when their time is over', async () => {
-    const start = performance.now();
-    const options = { job: 'timed', payload: { broadcast_id: 'timed' }, waitSeconds: 0.5, perSecond: 200 };
-    const { status, body } = await call(url, options);
-    expect(performance.now() - start).toBeLessThan(1000);
-    expect(status).toBe(202);
-    expect(Number(body.progress?.processed)).toBeGreaterThanOrEqual(60);
-    expect(Number(body.progress?.processed)).toBeLessThanOrEqual(160);
-  });
-
   test('go to those who were there at the first one, not to who joined meanwhile', async () => {
     const own = await createDatabase();
     await withSandbox({ databaseUrl: own.url }, async (frozen) => {
@@ -167,47 +157,6 @@ describe('a slice', () => {
     const answer = await call(url, { job: 'forged', payload: { broadcast_id: 'forged' }, cursor: 'page 2' });
     expect(answer).toMatchObject({ status: 422, body: { code: 'bad_cursor', retriable: false } });
   });
-});
-
-describe('the pace', () => {
-  test('of 200 a second is kept in every second, from slice to slice, and made use of', async () => {
-    const own = await createDatabase();
-    await withSandbox({ databaseUrl: own.url }, async (paced) => {
-      // Everybody can be reached, so that each message leaves its mark.
-      await own.query(
-        `update broadcast_sandbox.users set opted_out_at = null, blocked_bot = false, deactivated = false, flaky = false`,
-      );
-      const options = { job: 'paced', payload: { broadcast_id: 'paced' }, perSecond: 200, waitSeconds: 0.7 };
-      const start = performance.now();
-      const answers = await callThrough(paced, options);
-      expect(answers.length).toBeGreaterThan(5);
-      // At 200 a second, 5 s.
-      expect(performance.now() - start).toBeLessThan(6_000);
-    });
-    const { busiest, messages } = await pace(own, 'paced');
-    expect(messages).toBe(1000);
-    expect(busiest).toBeLessThanOrEqual(204);
-    await own.drop();
-  });
-
-  test('of the sandbox itself holds where the daemon asks for more', async () => {
-    await withSandbox({ perSecond: 100 }, async (slow) => {
-      await call(slow, { job: 'slow', payload: { broadcast_id: 'slow' }, perSecond: 5000, maxItems: 200 });
-    });
-    expect((await pace(database, 'slow')).busiest).toBeLessThanOrEqual(102);
-  });
-
-  /** The most deliveries in any one second. */
-  async function pace(where: TestDatabase, broadcastId: string): Promise<{ busiest: number; messages: number }> {
-    const [row] = await where.query<{ busiest: number; messages: number }>(
-      `select max(people)::integer as busiest, count(*)::integer as messages
-       from (select count(*) over (order by delivered_at
-                                   range between current row and interval '1 second' following) as people
-             from broadcast_sandbox.deliveries where broadcast_id = $1) as following`,
-      [broadcastId],
-    );
-    return row ?? { busiest: 0, messages: 0 };
-  }
 });
 
 test('a dry run says how many it would be, and sends to nobody', async () => {
