@@ -1,7 +1,7 @@
 /**
- * Writes settlements down, many in one statement: for a few milliseconds after a statement has begun the next batch
- * gathers, so a lone settlement waits for nothing and a flood needs few round trips. Nothing is given up while the database is away: a
- * settlement stays valid for as long as nobody else took the job, and the lease decides that, not we.
+ * Writes settlements down, many in one statement: for some milliseconds after a statement has begun the next batch
+ * gathers, so a lone settlement waits for nothing and a flood needs few round trips. Nothing is given up while the
+ * database is away: a settlement stays valid for as long as nobody else took the job, and the lease decides that, not we.
  */
 import { DatabaseUnavailable, DataRefused } from '../errors.js';
 import { Alarm, outagePauseMs } from './alarm.js';
@@ -10,7 +10,7 @@ import type { Events, SettleAnswer, Settlement, Store } from './ports.js';
 
 const BATCH_MAX = 200;
 /** Between the beginnings of two batches, so that a statement writes many while many are done. */
-const GATHER_MS = 4;
+const GATHER_MS = 12;
 /** Batches on their way at once. */
 const UNDER_WAY_MAX = 2;
 const NOT_KEPT = '{"not_kept":';
