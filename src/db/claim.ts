@@ -57,6 +57,75 @@ export function claimStatement(schema: string): string {
 }
 
 /**
+ * The same claim for the usual case that no limit, pause, gate, breaker or bot has its say: half the time, since a node of
+ * a plan costs whether it is needed or not, and a lone job waits for all of them. `usual` tells whether that is the case;
+ * where it is not, this claim takes nothing, and the whole one is to be asked. Values and answer are as there.
+ */
+export function usualClaimStatement(schema: string): string {
+  const at = (name: string) => `${identifier(schema)}.${name}`;
+  const jobs = at('broadcast_queue_jobs');
+  return `
+    with recursive
+    lane (queue_name, priority) as (
+      (select queue_name, priority from ${jobs} where due_at is not null
+       order by queue_name, priority desc, names_bot limit 1)
+      union all
+      select next.queue_name, next.priority from lane cross join lateral (
+        (select j.queue_name, j.priority from ${jobs} j
+         where j.due_at is not null and j.queue_name = lane.queue_name and j.priority < lane.priority
+         order by j.priority desc, j.names_bot limit 1)
+        union all
+        (select j.queue_name, j.priority from ${jobs} j
+         where j.due_at is not null and j.queue_name > lane.queue_name
+         order by j.queue_name, j.priority desc, j.names_bot limit 1)
+        limit 1) next
+    ), queue as materialized (
+      select queue_name, array_agg(priority order by priority desc) as priorities from lane group by queue_name
+    ),
+    ${service(at('broadcast_queue_services'), at('broadcast_queue_gates'))},
+    usual as materialized (
+      select not exists (select from service where troubled or half_open or opens_at is not null)
+        and not exists (select from ${at('broadcast_queue_limits')})
+        and not exists (select from ${at('broadcast_queue_pauses')})
+        and not exists (
+          select from lane cross join lateral (
+            select from ${jobs} j
+            where j.queue_name = lane.queue_name and j.priority = lane.priority and j.names_bot and j.due_at is not null
+            order by j.due_at limit 1) of_bot) as holds
+    ), wanted as materialized (
+      select queue_name, priorities, coalesce(slots.free, $8::integer) as at_once, coalesce(slots.ahead, 0) as ahead
+      from queue left join unnest($5::text[], $6::integer[], $7::integer[]) slots (queue_name, free, ahead)
+        using (queue_name)
+      where coalesce(slots.free, $8::integer) + coalesce(slots.ahead, 0) > 0 and (select holds from usual)
+    ), in_line as materialized (
+      select due.id, due.due_at, row_number() over () as line, wanted.queue_name, due.priority, at_once, ahead
+      from wanted cross join lateral (
+        select j.*
+        from unnest(wanted.priorities) lane (priority) cross join lateral (
+          select j.id, j.priority, j.due_at from ${jobs} j
+          where j.queue_name = wanted.queue_name and j.priority = lane.priority and not j.names_bot
+            and j.due_at <= now()
+          order by j.due_at, j.id limit wanted.at_once + wanted.ahead
+          for no key update skip locked) j
+        limit wanted.at_once + wanted.ahead) due
+    ), due as materialized (
+      ${shared}
+    ), chosen as materialized (
+      select *, row_number() over (order by share, line) as place from due
+    ),
+    ${taken(jobs, at('broadcast_queue_leases'))}
+    select (
+        select (extract(epoch from min(soon.due_at)) - extract(epoch from now()))::float8 * 1000
+        from wanted cross join unnest(wanted.priorities) lane (priority) cross join lateral (
+          select j.due_at from ${jobs} j
+          where j.queue_name = wanted.queue_name and j.priority = lane.priority and not j.names_bot
+            and j.due_at > now()
+          order by j.due_at limit 1) soon) as next_due_ms,
+      false as capped, ${last('true')} as last, (select holds from usual) as usual,
+      ${answer(schema)}`;
+}
+
+/**
  * Goes on behind the last jobs of an earlier claim, in their lanes, and so passes over neither the lanes nor what was
  * claimed before: its dead entries stay in the index until they are vacuumed, and until a transaction that began before
  * has ended. Brings nothing where anything at all has its say that the whole claim would have to weigh.

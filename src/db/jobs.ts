@@ -20,6 +20,16 @@ export interface StoreSettings {
 export function jobStore(database: Database, worker: Worker, settings: StoreSettings): Store {
   const sql = statements(database.schema);
   const places = new Places();
+  let unusualUntil = Number.NEGATIVE_INFINITY;
+
+  async function claimWhole(values: readonly unknown[]): Promise<readonly ClaimRow[]> {
+    if (performance.now() >= unusualUntil) {
+      const rows = await database.query<ClaimRow>(sql.usualClaim, values, 'usual_claim');
+      if (rows[0]?.usual === true) return rows;
+      unusualUntil = performance.now() + UNUSUAL_FOR_MS;
+    }
+    return database.query<ClaimRow>(sql.claim, values, 'claim');
+  }
 
   return {
     async claim(leaseId, free, others, ahead = NONE) {
@@ -32,7 +42,7 @@ export function jobStore(database: Database, worker: Worker, settings: StoreSett
       const wanted = [queues, atOnce, beyond];
       const rows =
         left === null
-          ? await database.query<ClaimRow>(sql.claim, [...lease, ...wanted, others], 'claim')
+          ? await claimWhole([...lease, ...wanted, others])
           : await database.query<ClaimRow>(sql.goOn, [...lease, ...wanted, ...columns(left)], 'go_on');
       const claimed = rows.filter((row) => row.id !== null);
       const answer = {
@@ -154,6 +164,9 @@ export async function pruneBatch(
   return { deleted: rows[0]?.deleted ?? 0, lastId: rows[0]?.last_id ?? null };
 }
 
+/** Where limits or bots had their say they soon will again, and asking first whether they do costs a round trip. */
+const UNUSUAL_FOR_MS = 60_000;
+
 const PRUNE_BATCH_ROWS = 1000;
 const FOLD_MAX = 10_000;
 
@@ -172,6 +185,7 @@ interface ClaimRow extends Row {
   last: readonly Left[] | null;
   ahead: boolean;
   capped: boolean;
+  usual?: boolean;
   id: string | null;
   job_id: string;
   queue_name: string;

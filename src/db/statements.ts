@@ -2,7 +2,7 @@
  * Every statement the queue makes. Each is one transaction, moves rows along the states of sql/001_jobs.sql, and answers
  * from the database's clock. A write to a processing job is fenced by its lease.
  */
-import { claimStatement, goOnStatement } from './claim.js';
+import { claimStatement, goOnStatement, usualClaimStatement } from './claim.js';
 import { identifier } from './pool.js';
 
 export function statements(schema: string) {
@@ -17,6 +17,7 @@ export function statements(schema: string) {
 
   return {
     claim: claimStatement(schema),
+    usualClaim: usualClaimStatement(schema),
     goOn: goOnStatement(schema),
 
     // $1 leases, $2 how many of their jobs may be called. Whoever reaps one of these meets us at its row.

@@ -85,6 +85,10 @@ type Value = string | number | boolean | null;
 /** Each statement and values for it, as literals of SQL. */
 const CASES: Record<string, () => [text: string, values: Value[]]> = {
   claim: () => [sql.claim, [randomUUID(), 'worker', 30_000, 1_048_576, '{broadcasts,retries}', '{50,5}', '{0,0}', 2]],
+  usualClaim: () => [
+    sql.usualClaim,
+    [randomUUID(), 'worker', 30_000, 1_048_576, '{broadcasts,retries}', '{50,5}', '{0,0}', 2],
+  ],
   goOn: () => [
     sql.goOn,
     // Behind the first half of what is due; those that name no bot are every second.
@@ -171,6 +175,7 @@ const BY_ID = 'Index Scan by broadcast_queue_jobs_pkey';
 const BY_IDS = 'Bitmap Heap Scan by broadcast_queue_jobs_pkey';
 const ALLOWED: Record<string, string[]> = {
   claim: [BY_DUE, BY_DUE_ALONE, BY_ID, BY_IDS],
+  usualClaim: [BY_DUE, BY_DUE_ALONE, BY_ID, BY_IDS],
   goOn: [BY_DUE, BY_DUE_ALONE, BY_ID, BY_IDS],
   tick: [],
 };
