@@ -74,7 +74,7 @@ test('a claim that was on its way when the daemon was told to stop is handed bac
     await bot.query('begin; lock table broadcast_queue_jobs in access exclusive mode');
     await until('a claim waits for the table', async () => {
       const waiting = await stage.database.query(
-        `select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%line (queue_name%'
+        `select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%with recursive%'
          and datname = current_database()`,
       );
       return waiting.length > 0;
